@@ -1,0 +1,148 @@
+"""The central values of vidmodels: what a method is, what it gives, what it costs, and a recipe that sets it up."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from torch import Tensor, nn
+
+from vidprep.load.types import Batch
+
+__all__ = ["Batch", "Cost", "Data", "Eval", "Method", "Output", "Published", "Recipe", "Train"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Output:
+    """What a model gives for n clips."""
+
+    logits: Tensor
+    """(n, k)."""
+    aux: Mapping[str, Tensor] = field(default_factory=dict)
+    """What the method's loss or cost needs: masks, actions, logits of each step."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cost:
+    """Multiply-accumulates of one call, counted from the operators that ran, and the model's size."""
+
+    macs: int
+    num_params: int
+    by_operator: Mapping[str, int]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Data:
+    """Which clips a model sees, and how they are sampled and cropped."""
+
+    dataset: str
+    num_frames: int
+    """t, frames of a clip."""
+    train_split: str = "train"
+    val_split: str = "val"
+    train_sampler: Literal["segments", "dense"] = "segments"
+    dense_window: int = 64
+    """Frames that a dense clip spans; its stride is window // t."""
+    short: Literal["first", "last"] = "last"
+    """Frame that fills up videos shorter than the clip."""
+    resize: int
+    """Short side in pixels before the evaluation crop."""
+    crop: int
+    """Side of the square that the model sees."""
+    train_scales: tuple[float, ...] = (1.0, 0.875, 0.75, 0.66)
+    """Multi-scale crop: fractions of the short side."""
+    max_aspect_step: int = 1
+    """Positions in `train_scales` by which a crop's two sides may differ."""
+    flip: bool = True
+    """Horizontal flip of half the training clips; off where the classes tell left from right."""
+    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
+    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Train:
+    """How the weights are found."""
+
+    epochs: int
+    batch_size: int
+    """Clips of one optimiser step, over all devices."""
+    lr: float
+    optimizer: Literal["sgd", "adamw"] = "sgd"
+    momentum: float = 0.9
+    weight_decay: float = 1e-4
+    schedule: Literal["step", "cosine"] = "step"
+    lr_milestones: tuple[int, ...] = ()
+    """Epochs (from 0) at which a step schedule divides the rate by 10."""
+    warmup_epochs: int = 0
+    """Epochs over which the rate rises linearly from 0."""
+    clip_grad: float | None = None
+    """Largest L2 norm of the whole gradient."""
+    seed: int = 1007
+    amp: Literal["none", "bf16", "fp16"] = "none"
+    """Autocast precision on a GPU."""
+    init: str = "none"
+    """Initial weights: "none", "imagenet" (torchvision's ResNet weights) or a checkpoint file."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Eval:
+    """How a video is scored."""
+
+    num_clips: int = 1
+    num_crops: int = 1
+    batch_size: int = 32
+    average: Literal["logits", "probabilities"] = "logits"
+    """What is averaged over the views of a video."""
+    metric: Literal["top1", "map"] = "top1"
+    """What picks the best checkpoint."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Published:
+    """What the authors report, for the comparison beside ours."""
+
+    top1: float | None = None
+    top5: float | None = None
+    map: float | None = None
+    gmacs: float | None = None
+    """Multiply-accumulates in 1e9, per video or as `convention` says."""
+    convention: str = ""
+    num_params: int | None = None
+    checkpoint: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """A whole experiment as data."""
+
+    name: str
+    method: str
+    source: str
+    """Paper table, or command and commit of the authors' code."""
+    data: Data
+    model: Any
+    """An instance of the method's `Config`."""
+    train: Train | None = None
+    """None: nothing to train, or not published."""
+    eval: Eval = field(default_factory=Eval)
+    published: Published | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Method:
+    """A method is a value: its parts, and nothing that the loops do not need."""
+
+    name: str
+    paper: str
+    Config: type
+    """Frozen dataclass of only what the paper varies."""
+    build: Callable[[Any, int], nn.Module]
+    """(config, num_classes) -> trainable form; `forward(frames (n t c h w), **training_only) -> Output`."""
+    training_step: Callable[[nn.Module, Batch, float], dict[str, Tensor]]
+    """(model, batch, epoch) -> {"loss": ..., and terms to log}; epoch counts from 0."""
+    param_groups: Callable[[nn.Module, Train], list[dict[str, Any]]]
+    make_dynamic: Callable[[nn.Module], nn.Module]
+    """The form that really skips; shares the parameters."""
+    convert: Callable[[Mapping[str, Tensor]], dict[str, Tensor]]
+    """Published state dict -> ours; pure."""
+    summarise: Callable[[nn.Module, Output], dict[str, float]]
+    """Method's own figures of one evaluated batch, each a mean per clip: {"gmacs_masked": ..., "keep_fraction": ...}; may be {}."""

@@ -1,0 +1,65 @@
+"""The one tree of errors: everything vidprep raises on purpose is a `VidprepError`.
+
+A message says what was given, what was expected, where, and what to do about it, in one line:
+the command line prints it as it is and exits with status 2 (`UsageError`: the question was wrong)
+or 1 (the data were wrong).
+"""
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+__all__ = [
+    "ChecksumMismatch",
+    "CorruptShard",
+    "CorruptVideo",
+    "MissingPackage",
+    "MissingVideo",
+    "UnknownDataset",
+    "UnknownName",
+    "UsageError",
+    "VidprepError",
+    "suggest",
+]
+
+
+class VidprepError(Exception):
+    """Base of all errors that vidprep raises on purpose."""
+
+
+class UsageError(VidprepError):
+    """The question was wrong: an argument, a name, a folder that does not exist."""
+
+
+class UnknownName(UsageError):
+    """A name that is none of the known ones; the message lists the nearest."""
+
+
+class UnknownDataset(UnknownName):
+    """No data set of this name."""
+
+
+class MissingPackage(UsageError):
+    """An optional package is not installed; the message names the extra that brings it."""
+
+
+class MissingVideo(VidprepError):
+    """A split lists a video that has no file."""
+
+
+class CorruptVideo(VidprepError):
+    """A file that is there but does not decode, wholly or in part."""
+
+
+class CorruptShard(VidprepError):
+    """A shard that is not what its index says: cut short, changed, or without its index."""
+
+
+class ChecksumMismatch(VidprepError):
+    """A file's checksum is not the published or recorded one."""
+
+
+def suggest(name: str, known: Iterable[str]) -> str:
+    """The end of an error sentence: the nearest known names, or all of them when none is near."""
+    names = sorted(known)
+    near = get_close_matches(name, names, n=3, cutoff=0.5)
+    return f"did you mean {' or '.join(near)}?" if near else f"known: {', '.join(names) or 'none'}."
