@@ -145,4 +145,4 @@ class Method:
     convert: Callable[[Mapping[str, Tensor]], dict[str, Tensor]]
     """Published state dict -> ours; pure."""
     summarise: Callable[[nn.Module, Output], dict[str, float]]
-    """Method's own figures of one evaluated batch, each a mean per clip: {"gmacs_masked": ..., "keep_fraction": ...}; may be {}."""
+    """Method's own figures of one evaluated batch, each a mean per clip, e.g. {"gmacs_masked": 0.2}; may be {}."""

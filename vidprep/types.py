@@ -31,7 +31,8 @@ class Video:
         start = self.start_seconds or 0.0
         if start < 0 or (self.end_seconds is not None and self.end_seconds <= start):
             raise ValueError(
-                f"{self.video_id}: a segment needs 0 <= start < end, got {self.start_seconds} to {self.end_seconds} seconds"
+                f"{self.video_id}: a segment needs 0 <= start < end seconds, "
+                f"got {self.start_seconds} to {self.end_seconds}"
             )
 
 
@@ -83,7 +84,7 @@ class DatasetInfo:
     splits: Mapping[str, int | None]
     """Split name -> published number of videos (None: not published); reported, never asserted."""
     video_paths: tuple[str, ...]
-    """Glob patterns below the data root, tried in order, with fields {split} {video_id}; e.g. "videos/{split}/{video_id}.mp4"."""
+    """Glob patterns below the data root, tried in order, with the fields {split} and {video_id}."""
     frames: FrameFormat = field(default_factory=FrameFormat)
     files: tuple[RemoteFile, ...] = ()
     """Empty: obtained on request, see `instructions`."""

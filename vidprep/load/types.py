@@ -63,7 +63,9 @@ class Batch:
             raise ValueError("a batch needs at least one sample, got none")
         shapes = {tuple(sample.frames.shape) for sample in samples}
         if len(shapes) > 1:
-            raise ValueError(f"clips of one batch must have one shape, got {sorted(shapes)}; resize and crop them alike")
+            raise ValueError(
+                f"clips of one batch must have one shape, got {sorted(shapes)}; resize and crop them alike"
+            )
         return cls(
             video_id=[sample.video_id for sample in samples],
             frames=torch.stack([sample.frames for sample in samples]),

@@ -1,0 +1,166 @@
+"""What a folder of shards says about itself: a manifest (JSON) and a table of samples (Parquet) per split.
+
+    OUT/val-000000.tar   the shard: members KEY.json and KEY.mp4, or KEY.00001.jpg, KEY.00002.jpg, ...
+    OUT/val.json         the manifest: data set, classes, settings, SHA-256 of each shard, faults
+    OUT/val.parquet      one row a sample: labels, measured facts, and where each of its members lies
+
+With the offsets a loader reads any sample by one `seek`; plain WebDataset readers need only the tars.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import pandas as pd
+
+from vidprep.errors import CorruptShard, UnknownName, UsageError, suggest
+from vidprep.types import Task
+
+__all__ = ["Fault", "Manifest", "Member", "SampleRow", "ShardFacts", "list_splits", "read_manifest", "read_samples"]
+
+FORMAT_VERSION = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Member:
+    """One file of a sample inside its shard."""
+
+    name: str
+    """What follows the key and its dot: "json", "mp4", "00001.jpg"."""
+    offset: int
+    """Of the data (not the tar header), in bytes from the shard's start."""
+    size: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class SampleRow:
+    """One sample: what it shows, what was measured on it, and where it lies."""
+
+    key: str
+    video_id: str
+    labels: tuple[int, ...]
+    shard: str
+    num_frames: int
+    """Frames of the video (video shards) or of the sample (frame shards)."""
+    fps: float
+    """Average rate measured from the time stamps; NaN where a video has one frame only."""
+    width: int
+    height: int
+    duration_seconds: float
+    start_seconds: float | None
+    """Annotated segment inside the video; None means all of it."""
+    end_seconds: float | None
+    members: tuple[Member, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShardFacts:
+    """One finished shard."""
+
+    name: str
+    num_samples: int
+    num_bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fault:
+    """A video of the split that is in no shard, and why."""
+
+    video_id: str
+    reason: str
+    path: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """What one split's shards hold."""
+
+    dataset: str
+    split: str
+    task: Task
+    classes: tuple[str, ...]
+    content: Literal["video", "frames"]
+    settings: Mapping[str, Any]
+    num_videos: int
+    """Videos of the split; samples and faults add up to it."""
+    shards: tuple[ShardFacts, ...]
+    faults: tuple[Fault, ...] = ()
+    format: str = "vidprep-shards"
+    version: int = FORMAT_VERSION
+    flip_pairs: Mapping[str, int] = field(default_factory=dict)
+    """Class (as text, for JSON) -> class that a horizontal flip turns it into."""
+
+    def to_json(self) -> str:
+        """The manifest as the text of its file."""
+        return json.dumps(asdict(self), indent=1, ensure_ascii=False) + "\n"
+
+
+def list_splits(folder: Path) -> list[str]:
+    """Names of the splits whose manifests lie in `folder`."""
+    return sorted(path.stem for path in folder.glob("*.json") if path.with_suffix(".parquet").exists())
+
+
+def read_manifest(folder: Path, split: str | None = None) -> Manifest:
+    """The manifest of one split of a shard folder; `split` may be left out where there is only one.
+
+    Raises:
+        UsageError: no such folder, no such split, or several and none named.
+        CorruptShard: the manifest cannot be read.
+    """
+    if not folder.is_dir():
+        raise UsageError(f"{folder}: no such folder; give the folder that `vidprep shard --out` wrote.")
+    splits = list_splits(folder)
+    if not splits:
+        raise UsageError(f"{folder}: no finished shards here (no SPLIT.json with SPLIT.parquet); run `vidprep shard`.")
+    if split is None:
+        if len(splits) > 1:
+            raise UsageError(f"{folder} holds the splits {', '.join(splits)}; say which with --split.")
+        split = splits[0]
+    if split not in splits:
+        raise UnknownName(f"{folder}: no split {split!r}; {suggest(split, splits)}")
+    path = folder / f"{split}.json"
+    try:
+        raw = json.loads(path.read_text(encoding="utf-8"))
+        if raw.get("format") != "vidprep-shards" or raw.get("version") != FORMAT_VERSION:
+            raise CorruptShard(
+                f"{path}: expected a vidprep-shards manifest of version {FORMAT_VERSION}, "
+                f"got {raw.get('format')!r} version {raw.get('version')!r}; write the shards again."
+            )
+        raw["classes"] = tuple(raw["classes"])
+        raw["shards"] = tuple(ShardFacts(**shard) for shard in raw["shards"])
+        raw["faults"] = tuple(Fault(**fault) for fault in raw["faults"])
+        return Manifest(**raw)
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise CorruptShard(f"{path}: not a readable manifest ({error}); write the shards again.") from error
+
+
+def samples_to_frame(samples: Sequence[SampleRow]) -> pd.DataFrame:
+    """The samples as a table, one row each, in order."""
+    return pd.DataFrame([asdict(sample) for sample in samples])
+
+
+def read_samples(folder: Path, split: str) -> list[SampleRow]:
+    """The samples of one split, in the split's order.
+
+    Raises:
+        CorruptShard: the table cannot be read.
+    """
+    path = folder / f"{split}.parquet"
+    try:
+        table = pd.read_parquet(path)
+        rows: list[dict[Any, Any]] = table.to_dict("records")
+        return [_row(row) for row in rows]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CorruptShard(f"{path}: not a readable table of samples ({error}); write the shards again.") from error
+
+
+def _row(row: Mapping[Any, Any]) -> SampleRow:
+    values = dict(row)
+    values["labels"] = tuple(int(label) for label in values["labels"])
+    values["members"] = tuple(Member(**member) for member in values["members"])
+    for name in ("start_seconds", "end_seconds"):
+        values[name] = None if pd.isna(values[name]) else float(values[name])
+    return SampleRow(**values)
