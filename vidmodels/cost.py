@@ -1,0 +1,115 @@
+"""What a model costs: multiply-accumulates counted from the operators that ran, and time measured apart from it."""
+
+import statistics
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+from vidmodels.types import Cost
+
+__all__ = ["LatencyStats", "compare_latency", "count_cost", "measure_latency"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class LatencyStats:
+    """Time of one call, over some runs, in milliseconds."""
+
+    median_ms: float
+    min_ms: float
+    max_ms: float
+    cpu_median_ms: float
+    """CPU time of the whole process, all threads; steadier than wall clock on a busy machine."""
+    runs: int
+
+
+def count_cost(model: nn.Module, *inputs: Any) -> Cost:
+    """Multiply-accumulates of one call in evaluation mode, and the number of parameters.
+
+    Counted are convolutions and matrix products that really ran (FlopCounterMode, which counts 2 per MAC, halved):
+    skipped work is not seen, and elementwise operations, norms, pooling and gathers count 0. Fused attention is taken
+    apart while counting, since its fast paths on the CPU have no rule.
+
+    Args:
+        model: returned in the mode (training or evaluation) it came in.
+        inputs: arguments of `forward`; the cost is that of the whole batch.
+    """
+    was_training = model.training
+    counter = FlopCounterMode(display=False)
+    model.eval()
+    try:
+        with torch.no_grad(), _plain_attention(), counter:
+            model(*inputs)
+    finally:
+        model.train(was_training)
+    flops: Mapping[Any, int] = counter.get_flop_counts().get("Global", {})
+    by_operator = {str(operator).removeprefix("aten."): int(count) // 2 for operator, count in flops.items()}
+    return Cost(
+        macs=counter.get_total_flops() // 2,
+        num_params=sum(parameter.numel() for parameter in model.parameters()),
+        by_operator=by_operator,
+    )
+
+
+@contextmanager
+def _plain_attention() -> Iterator[None]:
+    had_fastpath = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with sdpa_kernel(SDPBackend.MATH):
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(had_fastpath)
+
+
+def measure_latency(model: nn.Module, *inputs: Any, warmup: int = 2, runs: int = 10) -> LatencyStats:
+    """Time of `model(*inputs)` without gradients, in the mode the model is in."""
+    return compare_latency({"model": lambda: model(*inputs)}, warmup=warmup, runs=runs)["model"]
+
+
+def compare_latency(
+    calls: Mapping[str, Callable[[], object]], *, warmup: int = 2, runs: int = 10
+) -> dict[str, LatencyStats]:
+    """Time several calls against each other: one process, taking turns, so that other load hits all of them alike.
+
+    Args:
+        calls: name -> what is timed; run without gradients.
+        warmup: rounds before the measured ones.
+        runs: measured rounds, at least 1.
+    """
+    if runs < 1 or warmup < 0:
+        raise ValueError(f"expected runs >= 1 and warmup >= 0, got {runs} and {warmup}")
+    wall_ms: dict[str, list[float]] = {name: [] for name in calls}
+    cpu_ms: dict[str, list[float]] = {name: [] for name in calls}
+    with torch.no_grad():
+        for turn in range(warmup + runs):
+            for name, call in calls.items():
+                _finish_queue()
+                wall, cpu = time.perf_counter(), time.process_time()
+                call()
+                _finish_queue()
+                if turn >= warmup:
+                    wall_ms[name].append(1e3 * (time.perf_counter() - wall))
+                    cpu_ms[name].append(1e3 * (time.process_time() - cpu))
+    return {
+        name: LatencyStats(
+            median_ms=statistics.median(wall_ms[name]),
+            min_ms=min(wall_ms[name]),
+            max_ms=max(wall_ms[name]),
+            cpu_median_ms=statistics.median(cpu_ms[name]),
+            runs=runs,
+        )
+        for name in calls
+    }
+
+
+def _finish_queue() -> None:
+    """A GPU works behind the program's back; wait for it before looking at the clock."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
