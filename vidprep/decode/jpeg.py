@@ -1,0 +1,159 @@
+"""Frames that were extracted to JPEG files, or lie as JPEG bytes in a shard, read like a video."""
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import numpy as np
+import simplejpeg
+from numpy.typing import NDArray
+
+from vidprep.decode.pyav import check_indices
+from vidprep.decode.types import FrameBatch
+from vidprep.errors import CorruptVideo, MissingVideo, UsageError
+
+__all__ = ["JpegReader", "find_frames"]
+
+
+class JpegReader:
+    """JPEG frames as a video: a folder of numbered files, or a list of encoded frames.
+
+    Args:
+        source: a folder, or the JPEG bytes of each frame in order.
+        template: of the files' names, with one number field: "img_{:05d}.jpg". Other files of the folder
+            (optical flow, lists) are not looked at.
+        fps: frames per second; None: `pts_seconds` are NaN.
+
+    Raises:
+        MissingVideo: no such folder.
+        CorruptVideo: no frames, a hole in their numbers, or a first frame that is no JPEG.
+        UsageError: a template without a number field, or an fps that is not positive.
+    """
+
+    def __init__(
+        self, source: str | Path | Sequence[bytes], *, template: str = "image_{:05d}.jpg", fps: float | None = None
+    ) -> None:
+        if fps is not None and not fps > 0:
+            raise UsageError(f"fps must be positive or None, got {fps}.")
+        self._frames: Sequence[Path] | Sequence[bytes]
+        if isinstance(source, str | Path):
+            self._name = str(source)
+            self._frames = find_frames(Path(source), template=template)
+        else:
+            self._name = f"{len(source)} JPEG frames in memory"
+            self._frames = source
+        if not self._frames:
+            raise CorruptVideo(f"{self._name}: there are no frames.")
+        self._height, self._width = self._size_of(0, self._encoded(0))
+        step = np.nan if fps is None else 1 / fps
+        self._pts_seconds: NDArray[np.float64] = np.arange(self.num_frames, dtype=np.float64) * step
+
+    @property
+    def num_frames(self) -> int:
+        """Frames there are."""
+        return len(self._frames)
+
+    @property
+    def height(self) -> int:
+        """Pixels, of the first frame."""
+        return self._height
+
+    @property
+    def width(self) -> int:
+        """Pixels, of the first frame."""
+        return self._width
+
+    @property
+    def pts_seconds(self) -> NDArray[np.float64]:
+        """(num_frames,) index / fps; NaN without a frame rate."""
+        return self._pts_seconds
+
+    def get_frames_at(self, indices: Sequence[int] | NDArray[np.int64]) -> FrameBatch:
+        """Frames at `indices` (t,), in that order; an index may repeat.
+
+        Raises:
+            IndexError: an index outside 0 ... num_frames - 1.
+            CorruptVideo: a frame that is no sound JPEG, or of another size than the first.
+        """
+        wanted = check_indices(indices, num_frames=self.num_frames, name=self._name)
+        data = np.empty((len(wanted), self._height, self._width, 3), dtype=np.uint8)
+        done: dict[int, int] = {}
+        for place, index in enumerate(wanted):
+            if index in done:
+                data[place] = data[done[index]]
+                continue
+            encoded = self._encoded(index)
+            size = self._size_of(index, encoded)
+            if size != (self._height, self._width):
+                raise CorruptVideo(
+                    f"{self._label(index)}: is {size[1]}x{size[0]} pixels, "
+                    f"the first frame {self._width}x{self._height}; extract the frames again."
+                )
+            try:
+                simplejpeg.decode_jpeg(encoded, colorspace="RGB", buffer=data[place])
+            except ValueError as error:
+                raise CorruptVideo(f"{self._label(index)}: is damaged: {error}.") from error
+            done[index] = place
+        return FrameBatch(data=data.transpose(0, 3, 1, 2), pts_seconds=self._pts_seconds[wanted])
+
+    def close(self) -> None:
+        """Nothing is held open."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _encoded(self, index: int) -> bytes:
+        frame = self._frames[index]
+        try:
+            return frame.read_bytes() if isinstance(frame, Path) else frame
+        except OSError as error:
+            raise CorruptVideo(f"{self._label(index)}: cannot be read: {error.strerror}.") from error
+
+    def _size_of(self, index: int, encoded: bytes) -> tuple[int, int]:
+        try:
+            height, width, _, _ = simplejpeg.decode_jpeg_header(encoded)
+        except ValueError as error:
+            raise CorruptVideo(f"{self._label(index)}: is not a JPEG: {error}.") from error
+        return int(height), int(width)
+
+    def _label(self, index: int) -> str:
+        frame = self._frames[index]
+        return str(frame) if isinstance(frame, Path) else f"frame {index} of {self._name}"
+
+
+def find_frames(folder: Path, *, template: str) -> list[Path]:
+    """The files of `folder` whose names are `template` with a number, by their numbers.
+
+    Raises:
+        MissingVideo: no such folder.
+        CorruptVideo: none of its files fits, or numbers are missing between the first and the last.
+        UsageError: the template has no number field.
+    """
+    field = re.search(r"\{:0?\d*d?\}", template)
+    if field is None:
+        raise UsageError(f"the template of the frames' names needs a number field such as {{:05d}}, got {template!r}.")
+    if not folder.is_dir():
+        raise MissingVideo(f"{folder}: no such folder of frames.")
+    pattern = re.compile(re.escape(template[: field.start()]) + r"(\d+)" + re.escape(template[field.end() :]))
+    found: dict[int, Path] = {}
+    for path in folder.iterdir():
+        match = pattern.fullmatch(path.name)
+        if match and template.format(int(match[1])) == path.name:
+            found[int(match[1])] = path
+    if not found:
+        raise CorruptVideo(f"{folder}: no file is named like {template.format(1)}; is the template {template!r} right?")
+    missing = sorted(set(range(min(found), max(found) + 1)) - found.keys())
+    if missing:
+        more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+        raise CorruptVideo(
+            f"{folder}: {template.format(missing[0])}{more} is missing between {template.format(min(found))} and "
+            f"{template.format(max(found))}; extract the frames again."
+        )
+    return [found[number] for number in sorted(found)]
