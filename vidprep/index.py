@@ -7,6 +7,8 @@
 With the offsets a loader reads any sample by one `seek`; plain WebDataset readers need only the tars.
 """
 
+import csv
+import io
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -18,7 +20,18 @@ import pandas as pd
 from vidprep.errors import CorruptShard, UnknownName, UsageError, suggest
 from vidprep.types import Task
 
-__all__ = ["Fault", "Manifest", "Member", "SampleRow", "ShardFacts", "list_splits", "read_manifest", "read_samples"]
+__all__ = [
+    "Fault",
+    "Manifest",
+    "Member",
+    "SampleRow",
+    "ShardFacts",
+    "faults_to_csv",
+    "list_splits",
+    "read_manifest",
+    "read_samples",
+    "samples_to_frame",
+]
 
 FORMAT_VERSION = 1
 
@@ -155,6 +168,15 @@ def read_samples(folder: Path, split: str) -> list[SampleRow]:
         return [_row(row) for row in rows]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CorruptShard(f"{path}: not a readable table of samples ({error}); write the shards again.") from error
+
+
+def faults_to_csv(faults: Sequence[Fault]) -> str:
+    """The faults as a table to open in any program: video_id,reason,path."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["video_id", "reason", "path"])
+    writer.writerows((fault.video_id, fault.reason, fault.path) for fault in faults)
+    return text.getvalue()
 
 
 def _row(row: Mapping[Any, Any]) -> SampleRow:
