@@ -2,8 +2,9 @@
 
 import io
 from bisect import bisect_left
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from fractions import Fraction
+from itertools import pairwise
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self, TypeAlias, cast
@@ -65,10 +66,11 @@ class PyavReader:
         self._codec = self._stream.codec_context
         self._reformatter = VideoReformatter()
         self._size: tuple[int, int] | None = None
+        self._rotation = 0
         self._packets: list[VideoPacket] | None = []
         self.sequential_reason: str | None = None
         """Why packets cannot be matched with frames, so that decoding is sequential; None where they can."""
-        self.num_key_frames = 0
+        self.num_keyframes = 0
         """Packets marked as key frames."""
         self.num_discarded_packets = 0
         """Packets that the container says not to show (edit lists)."""
@@ -104,6 +106,12 @@ class PyavReader:
     def pts_seconds(self) -> NDArray[np.float64]:
         """(num_frames,) when each frame is shown, as stored; ascending; NaN where the file stores no time."""
         return self._pts_seconds
+
+    @property
+    def rotation(self) -> int:
+        """Degrees, counter-clockwise, by which stored pixels are turned to be upright: 0, 90, 180 or 270."""
+        self._upright_size()
+        return self._rotation
 
     @property
     def stream(self) -> VideoStream:
@@ -146,6 +154,27 @@ class PyavReader:
             data = np.empty((0, self.height, self.width, 3), dtype=np.uint8)
         return FrameBatch(data=data.transpose(0, 3, 1, 2), pts_seconds=self._pts_seconds[wanted])
 
+    def iterate_frames(self, indices: Sequence[int] | NDArray[np.int64]) -> Iterator[NDArray[np.uint8]]:
+        """Frames (h, w, c) at strictly ascending `indices`, one after the other: one pass, memory for one frame.
+
+        Raises:
+            IndexError: an index outside 0 ... num_frames - 1.
+            ValueError: indices that do not ascend.
+            CorruptVideo: a frame that was asked for does not decode.
+        """
+        wanted = check_indices(indices, num_frames=self.num_frames, name=self._name)
+        if any(before >= after for before, after in pairwise(wanted)):
+            raise ValueError("frames are iterated in ascending order, each once")
+        decoded = self._decode(wanted)
+        for index in wanted:
+            found, frame = next(decoded, (-1, None))
+            if found != index or frame is None:
+                raise CorruptVideo(
+                    f"{self._name}: frame {index} of {self.num_frames} does not come out of the decoder; "
+                    f"the stream is damaged there."
+                )
+            yield self._upright_rgb(frame)
+
     def close(self) -> None:
         """Let go of the file."""
         self._packets = None
@@ -176,7 +205,7 @@ class PyavReader:
                 except (UnmappablePackets, IndexError) as reason:
                     self._refuse(reason)
             for packet in demux(self._container, self._stream):
-                self.num_key_frames += packet.is_keyframe
+                self.num_keyframes += packet.is_keyframe
                 self.num_discarded_packets += packet.is_discard
                 if read is None:
                     continue
@@ -302,12 +331,13 @@ class PyavReader:
         rgb = self._reformatter.reformat(frame, format="rgb24", threads=1)
         picture = turn_upright(cast(NDArray[np.uint8], rgb.to_ndarray()), orientation(frame, name=self._name))
         if self._size is None:
-            self._size = picture.shape[:2]
+            self._remember_size(frame)
         return picture
 
     def _remember_size(self, frame: av.VideoFrame) -> None:
         is_turned = orientation(frame, name=self._name)[0][0] == 0
         self._size = (frame.width, frame.height) if is_turned else (frame.height, frame.width)
+        self._rotation = round(frame.rotation / 90) * 90 % 360
 
     def _upright_size(self) -> tuple[int, int]:
         if self._size is None:
@@ -318,8 +348,14 @@ class PyavReader:
         return self._size
 
 
-def open_container(source: str | Path | bytes) -> tuple[InputContainer, VideoStream]:
+def open_container(
+    source: str | Path | bytes, *, codec_options: Mapping[str, str] | None = None
+) -> tuple[InputContainer, VideoStream]:
     """The opened file and its best video stream, set to decode in one thread; nothing else is read from it.
+
+    Args:
+        source: a file, or the bytes of one.
+        codec_options: options of the decoder, by their FFmpeg names.
 
     Raises:
         MissingVideo: no such file.
@@ -347,6 +383,8 @@ def open_container(source: str | Path | bytes) -> tuple[InputContainer, VideoStr
     video = cast(VideoStream, stream)
     video.thread_type = "NONE"
     video.codec_context.thread_count = 1
+    if codec_options:
+        video.codec_context.options = dict(codec_options)
     return container, video
 
 
