@@ -293,11 +293,18 @@ class PyavReader:
         for run in runs:
             wanted = {table.frame_pts[index]: index for index in run.frames}
             self._codec.flush_buffers()
+            last_pts = table.frame_pts[0] - 1
             try:
                 for number in range(len(run.packets) + 1):
                     # None at the end: what the decoder holds back for reordering comes out.
                     for frame in decode(next(stored) if number < len(run.packets) else None):
-                        index = None if frame.pts is None else wanted.pop(frame.pts, None)
+                        if frame.pts is None or frame.pts <= last_pts:
+                            raise CorruptVideo(
+                                f"{self._name}: its frames are stored with times that contradict their order "
+                                f"({frame.pts} after {last_pts}); re-encode it."
+                            )
+                        last_pts = frame.pts
+                        index = wanted.pop(frame.pts, None)
                         if index is not None:
                             yield index, frame
                     if not wanted:
