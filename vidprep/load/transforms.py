@@ -1,0 +1,158 @@
+"""From decoded frames to what a model sees: crop, resize, flip, normalise; one choice for the whole clip.
+
+Frames come as uint8 (t, c, h, w) and leave as float32; resizing is torchvision's antialiased bilinear on bytes,
+which is PIL's within one grey level. A frame that already has its size is not resampled.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from types import MappingProxyType
+
+import numpy as np
+import torch
+from torch import Tensor
+from torchvision.transforms import InterpolationMode
+from torchvision.transforms.v2 import functional as F
+
+__all__ = ["EvalTransform", "TrainTransform", "crop_offsets", "multiscale_crop_sizes"]
+
+# (x, y) in quarters of the slack: four corners, centre, four edge centres, four quarter points
+_OFFSET_QUARTERS = (
+    (0, 0), (4, 0), (0, 4), (4, 4), (2, 2), (0, 2), (4, 2), (2, 4), (2, 0), (1, 1), (3, 1), (1, 3), (3, 3),
+)  # fmt: skip
+
+
+def multiscale_crop_sizes(
+    width: int, height: int, *, scales: Sequence[float], max_aspect_step: int, crop: int
+) -> list[tuple[int, int]]:
+    """Every (width, height) that the training crop may have, in pixels; the height's scale varies slowest.
+
+    Each side is a scale of the frame's short side, cut to an integer; one that is within 2 pixels of `crop` becomes
+    `crop`, so that most crops of such a frame need no resampling (in frames 1 or 2 pixels smaller than `crop` it
+    then reaches over the edge, and what lies outside is black).
+
+    Args:
+        width: of the frame, in pixels.
+        height: of the frame, in pixels.
+        scales: fractions of the short side.
+        max_aspect_step: positions in `scales` by which the two sides may differ.
+        crop: side of the square that the model sees, in pixels.
+
+    Source: TSN's `GroupMultiScaleCrop`, as used by TSM, TAM and TAPS.
+    """
+    short_side = min(width, height)
+    sides = [int(short_side * scale) for scale in scales]
+    sides = [crop if abs(side - crop) < 3 else side for side in sides]
+    return [
+        (crop_width, crop_height)
+        for i, crop_height in enumerate(sides)
+        for j, crop_width in enumerate(sides)
+        if abs(i - j) <= max_aspect_step
+    ]
+
+
+def crop_offsets(width: int, height: int, crop_width: int, crop_height: int) -> list[tuple[int, int]]:
+    """The 13 places (x, y) of a crop in a frame: corners, centre, edge centres, quarter points, in pixels.
+
+    They lie in steps of a quarter of the slack, cut to an integer: the last column begins at 4 * ((width -
+    crop_width) // 4), up to 3 pixels short of the edge.
+
+    Source: TSN's `GroupMultiScaleCrop` with fixed offsets, as used by TSM, TAM and TAPS.
+    """
+    step_x, step_y = (width - crop_width) // 4, (height - crop_height) // 4
+    return [(x * step_x, y * step_y) for x, y in _OFFSET_QUARTERS]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainTransform:
+    """A random multi-scale crop, resized to a square, flipped half the time, normalised."""
+
+    crop: int
+    scales: tuple[float, ...] = (1.0, 0.875, 0.75, 0.66)
+    max_aspect_step: int = 1
+    flip: bool = True
+    flip_pairs: Mapping[int, int] = field(default_factory=lambda: MappingProxyType({}))
+    """Class -> class that a flip turns it into, for classes that tell left from right; others keep theirs."""
+    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
+    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+
+    def __call__(
+        self, frames: Tensor, labels: tuple[int, ...], rng: np.random.Generator
+    ) -> tuple[Tensor, tuple[int, ...]]:
+        """Transform one clip, and its labels where the clip is flipped.
+
+        Args:
+            frames: (t, c, h, w) uint8.
+            labels: class indices.
+            rng: where the choices come from; the same state makes the same choices.
+
+        Returns:
+            (t, c, crop, crop) float32, and the labels of what the clip now shows.
+        """
+        height, width = frames.shape[-2:]
+        sizes = multiscale_crop_sizes(
+            width, height, scales=self.scales, max_aspect_step=self.max_aspect_step, crop=self.crop
+        )
+        crop_width, crop_height = sizes[rng.integers(len(sizes))]
+        offsets = crop_offsets(width, height, crop_width, crop_height)
+        left, top = offsets[rng.integers(len(offsets))]
+        frames = _resize(F.crop(frames, top, left, crop_height, crop_width), height=self.crop, width=self.crop)
+        if self.flip and rng.random() < 0.5:
+            frames = frames.flip(-1)
+            labels = tuple(self.flip_pairs.get(label, label) for label in labels)
+        return _normalise(frames, self.mean, self.std), labels
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvalTransform:
+    """The short side resized, then the centre crop or three crops along the longer side, normalised."""
+
+    resize: int
+    """Short side in pixels; the long one follows, cut to an integer."""
+    crop: int
+    num_crops: int = 1
+    """1: centre; 3: left (or top), centre, right (or bottom)."""
+    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
+    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+
+    def __post_init__(self) -> None:
+        if self.crop > self.resize:
+            raise ValueError(f"a crop of {self.crop} px does not fit a short side of {self.resize} px; enlarge resize")
+        if self.num_crops not in (1, 3):
+            raise ValueError(f"num_crops is 1 (centre) or 3 (along the longer side), got {self.num_crops}")
+
+    def __call__(self, frames: Tensor) -> Tensor:
+        """Transform frames (t, c, h, w) uint8 to (num_crops, t, c, crop, crop) float32."""
+        height, width = frames.shape[-2:]
+        short_side, long_side = min(height, width), max(height, width)
+        new_long = int(self.resize * long_side / short_side)
+        new_height, new_width = (new_long, self.resize) if height > width else (self.resize, new_long)
+        frames = _resize(frames, height=new_height, width=new_width)
+        crops = [
+            _normalise(frames[..., top : top + self.crop, left : left + self.crop], self.mean, self.std)
+            for left, top in self._corners(new_width, new_height)
+        ]
+        return torch.stack(crops) if len(crops) > 1 else crops[0][None]
+
+    def _corners(self, width: int, height: int) -> list[tuple[int, int]]:
+        slack_x, slack_y = width - self.crop, height - self.crop
+        # round() goes to even at one half, as torchvision's centre crop does
+        centre = (round(slack_x / 2), round(slack_y / 2))
+        if self.num_crops == 1:
+            return [centre]
+        if height > width:
+            return [(centre[0], 0), centre, (centre[0], slack_y)]
+        return [(0, centre[1]), centre, (slack_x, centre[1])]
+
+
+def _resize(frames: Tensor, *, height: int, width: int) -> Tensor:
+    if frames.shape[-2:] == (height, width):
+        return frames
+    resized: Tensor = F.resize(frames, [height, width], interpolation=InterpolationMode.BILINEAR, antialias=True)
+    return resized
+
+
+def _normalise(frames: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+    # one pass copies, casts and lays the pixels out as (t, c, h, w); divided by 255 first, as the published code does
+    values = frames.to(torch.float32, memory_format=torch.contiguous_format)
+    return values.div_(255).sub_(torch.tensor(mean).view(-1, 1, 1)).div_(torch.tensor(std).view(-1, 1, 1))
