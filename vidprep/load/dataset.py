@@ -1,0 +1,314 @@
+"""From a video to a sample, and the data set of video files: which frames, decoded, transformed, with their labels.
+
+    index   = options.indices(num_frames, rng)      integers      (clips, t)
+    frames  = reader.get_frames_at(index)           pixels        (clips * t, c, h, w) uint8
+    sample  = transform(frames)                     a Sample      (v, t, c, h, w) float32
+
+What is random in sample i of an epoch follows from (seed, epoch, i) alone, so neither the number of
+workers nor the order of reading changes a clip.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import MappingProxyType
+from typing import Literal, Required, TypedDict, Unpack
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from vidprep import datasets
+from vidprep.decode import Backend, open_video
+from vidprep.decode.types import VideoReader
+from vidprep.errors import CorruptVideo, MissingVideo, UsageError
+from vidprep.load.transforms import EvalTransform, TrainTransform
+from vidprep.load.types import Sample
+from vidprep.sampling import frames_between, sample_clips, sample_dense, sample_segments
+from vidprep.types import Task, Video
+
+__all__ = ["ClipDataset", "ClipOptions", "ClipSettings", "SampleMaker", "check_labels", "open_videos"]
+
+
+class ClipOptions(TypedDict, total=False):
+    """The keyword arguments of a data set of clips; `ClipSettings` says what each one is."""
+
+    num_frames: Required[int]
+    resize: Required[int]
+    crop: Required[int]
+    train: bool
+    sampler: Literal["segments", "dense"]
+    dense_window: int
+    short: Literal["first", "last"]
+    num_clips: int
+    num_crops: int
+    scales: tuple[float, ...]
+    max_aspect_step: int
+    flip: bool
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    seed: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClipSettings:
+    """Which clips of a video a model sees, and how they are cropped.
+
+    Raises:
+        UsageError: a setting out of its range.
+    """
+
+    num_frames: int
+    """t, frames of a clip."""
+    resize: int
+    """Short side in pixels before the evaluation crop."""
+    crop: int
+    """Side of the square that the model sees, in pixels."""
+    train: bool = False
+    """One random clip with random crop and flip; otherwise fixed clips and crops."""
+    sampler: Literal["segments", "dense"] = "segments"
+    dense_window: int = 64
+    """Frames that a dense clip spans; its stride is window // t."""
+    short: Literal["first", "last"] = "last"
+    """Frame that fills up videos shorter than the clip."""
+    num_clips: int = 1
+    """Clips of a video in evaluation; training takes one."""
+    num_crops: int = 1
+    """Crops of a clip in evaluation, 1 or 3; training takes one."""
+    scales: tuple[float, ...] = (1.0, 0.875, 0.75, 0.66)
+    """Training: sides of the crop as fractions of the short side."""
+    max_aspect_step: int = 1
+    """Training: positions in `scales` by which a crop's two sides may differ."""
+    flip: bool = True
+    """Training: horizontal flip of half the clips."""
+    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
+    """Of RGB in 0 ... 1, subtracted."""
+    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("num_frames", "resize", "crop", "num_clips"):
+            if getattr(self, name) < 1:
+                raise UsageError(f"{name} must be at least 1, got {getattr(self, name)}.")
+        if self.seed < 0 or self.max_aspect_step < 0:
+            raise UsageError(f"seed and max_aspect_step are 0 or more, got {self.seed} and {self.max_aspect_step}.")
+        if self.sampler not in ("segments", "dense") or self.short not in ("first", "last"):
+            raise UsageError(
+                f"sampler is 'segments' or 'dense', short is 'first' or 'last'; got {self.sampler!r}, {self.short!r}."
+            )
+        if self.sampler == "dense" and self.dense_window < self.num_frames:
+            raise UsageError(f"dense_window {self.dense_window} holds no clip of {self.num_frames} frames; widen it.")
+        if self.crop > self.resize:
+            raise UsageError(f"a crop of {self.crop} px does not fit a short side of {self.resize} px; enlarge resize.")
+        if self.num_crops not in (1, 3):
+            raise UsageError(f"num_crops is 1 (centre) or 3 (along the longer side), got {self.num_crops}.")
+        if not self.scales or not all(0 < scale <= 1 for scale in self.scales):
+            raise UsageError(f"scales are fractions of the short side, above 0 and at most 1, got {self.scales}.")
+        if min(self.std) <= 0:
+            raise UsageError(f"std must be positive, got {self.std}.")
+
+    def indices(self, num_frames: int, rng: np.random.Generator | None) -> NDArray[np.int64]:
+        """Frames of a video's clips, (clips, t): one random clip with `rng`, the fixed ones without."""
+        if rng is None and self.num_clips > 1:
+            return sample_clips(
+                num_frames,
+                num_segments=self.num_frames,
+                num_clips=self.num_clips,
+                sampler=self.sampler,
+                window=self.dense_window,
+            )
+        if self.sampler == "dense":
+            return sample_dense(num_frames, num_segments=self.num_frames, window=self.dense_window, rng=rng)[None]
+        return sample_segments(num_frames, num_segments=self.num_frames, short=self.short, rng=rng)[None]
+
+    def train_transform(self, flip_pairs: Mapping[int, int]) -> TrainTransform:
+        """The random transform of these settings."""
+        return TrainTransform(
+            crop=self.crop,
+            scales=self.scales,
+            max_aspect_step=self.max_aspect_step,
+            flip=self.flip,
+            flip_pairs=flip_pairs,
+            mean=self.mean,
+            std=self.std,
+        )
+
+    def eval_transform(self) -> EvalTransform:
+        """The fixed transform of these settings."""
+        return EvalTransform(resize=self.resize, crop=self.crop, num_crops=self.num_crops, mean=self.mean, std=self.std)
+
+    def rng(self, epoch: int, index: int) -> np.random.Generator | None:
+        """Source of what is random in sample `index` of `epoch`; None in evaluation."""
+        return np.random.default_rng((self.seed, epoch, index)) if self.train else None
+
+
+@dataclass(frozen=True, kw_only=True)
+class SampleMaker:
+    """Makes samples of opened videos: the settings, with what the data set says about its labels."""
+
+    settings: ClipSettings
+    task: Task
+    num_classes: int
+    flip_pairs: Mapping[int, int]
+    """Class -> class that a horizontal flip turns it into."""
+
+    def __call__(self, reader: VideoReader, video: Video, *, rng: np.random.Generator | None) -> Sample:
+        """The clips of one video, or of its annotated segment; random ones with `rng`.
+
+        Views lie crop by crop and inside a crop clip by clip: v = crop * num_clips + clip.
+
+        Raises:
+            CorruptVideo: a frame that was asked for does not decode, or the annotated segment holds no frame.
+        """
+        within = _frames_of_segment(reader, video)
+        index = self.settings.indices(reader.num_frames if within is None else len(within), rng)  # (clips, t)
+        batch = reader.get_frames_at((index if within is None else within[index]).reshape(-1))
+        frames, labels = batch.to_torch(), video.labels
+        pts_seconds = torch.from_numpy(batch.pts_seconds).reshape(index.shape)
+        if rng is None:
+            crops = self.settings.eval_transform()(frames)  # (crops, clips * t, c, h, w)
+            views = crops.reshape(-1, index.shape[1], *crops.shape[2:])
+            pts_seconds = pts_seconds.repeat(len(crops), 1)
+        else:
+            clip, labels = self.settings.train_transform(self.flip_pairs)(frames, labels, rng)
+            views = clip[None]
+        return Sample(video_id=video.video_id, frames=views, labels=self._encode(labels), pts_seconds=pts_seconds)
+
+    def _encode(self, labels: tuple[int, ...]) -> Tensor:
+        if self.task == "single_label":
+            return torch.tensor(labels[0], dtype=torch.int64)
+        hot = torch.zeros(self.num_classes, dtype=torch.float32)
+        hot[list(labels)] = 1
+        return hot
+
+
+def check_labels(videos: Sequence[Video], *, task: Task, num_classes: int, where: str) -> None:
+    """Every video has the labels that its task needs.
+
+    Raises:
+        UsageError: videos without labels or with several in a single-label task, labels outside the classes,
+            or a task that has no clip labels; names the first such video.
+    """
+    if task not in ("single_label", "multi_label"):
+        raise UsageError(f"{where}: clips are labelled for single_label and multi_label tasks, this one is {task}.")
+    unlabelled = [video.video_id for video in videos if not video.labels]
+    if unlabelled:
+        raise UsageError(
+            f"{where}: {len(unlabelled)} of {len(videos)} videos have no label ({unlabelled[0]} is the first), "
+            f"but the task is {task}; choose a labelled split."
+        )
+    for video in videos:
+        if task == "single_label" and len(video.labels) > 1:
+            raise UsageError(f"{where}: {video.video_id} has the labels {video.labels}, but the task is single_label.")
+        if max(video.labels) >= num_classes:
+            raise UsageError(
+                f"{where}: {video.video_id} has label {max(video.labels)}, but the {num_classes} classes count from 0."
+            )
+
+
+class ClipDataset(Dataset[Sample]):
+    """Clips of video files. `dataset[i]` is sample i of the epoch set by `set_epoch`; it may be read from threads."""
+
+    def __init__(
+        self,
+        videos: Sequence[Video],
+        paths: Sequence[Path | str],
+        *,
+        task: Task,
+        num_classes: int,
+        flip_pairs: Mapping[int, int] = MappingProxyType({}),
+        backend: Backend = "pyav",
+        **options: Unpack[ClipOptions],
+    ) -> None:
+        """Take the videos of a split.
+
+        Args:
+            videos: rows of a split: ids, labels, annotated segments.
+            paths: the file of each video, in the same order.
+            task: whether a video has one label or several.
+            num_classes: k.
+            flip_pairs: class -> class that a horizontal flip turns it into.
+            backend: decoder.
+            **options: the fields of `ClipSettings`.
+
+        Raises:
+            UsageError: no videos, labels that do not fit the task, or a setting out of range.
+            MissingVideo: a file that is not there; names the first.
+        """
+        settings = ClipSettings(**options)
+        if len(videos) != len(paths):
+            raise ValueError(f"{len(videos)} videos need as many paths, got {len(paths)}")
+        if not videos:
+            raise UsageError("a data set of clips needs at least one video, got none; check the split.")
+        check_labels(videos, task=task, num_classes=num_classes, where="these videos")
+        missing = [path for path in paths if not Path(path).exists()]
+        if missing:
+            raise MissingVideo(
+                f"{len(missing)} of {len(paths)} videos are not there, {missing[0]} is the first; "
+                "run `vidprep verify` for the full list."
+            )
+        self.videos = list(videos)
+        self.paths = [str(path) for path in paths]
+        self.make = SampleMaker(settings=settings, task=task, num_classes=num_classes, flip_pairs=dict(flip_pairs))
+        self.backend: Backend = backend
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the random clips, crops and flips of `epoch`, counted from 0."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return len(self.videos)
+
+    def __getitem__(self, index: int) -> Sample:
+        video, path = self.videos[index], self.paths[index]
+        try:
+            with open_video(path, backend=self.backend) as reader:
+                return self.make(reader, video, rng=self.make.settings.rng(self.epoch, index))
+        except CorruptVideo as error:
+            raise CorruptVideo(f"{video.video_id} ({path}) gives no clip: {error}") from error
+
+
+def open_videos(
+    dataset: str,
+    split: str,
+    *,
+    data_root: Path,
+    backend: Backend = "pyav",
+    **options: Unpack[ClipOptions],
+) -> ClipDataset:
+    """The clips of a data set's video files below `data_root`, for those who prepare no shards.
+
+    Raises:
+        UsageError: no such data set, split or root, or a setting out of range.
+        MissingVideo: a video of the split has no file; names the first.
+    """
+    info = datasets.get(dataset)
+    listed = datasets.load_split(dataset, split, data_root=data_root)
+    found = datasets.locate(info, listed, data_root)
+    missing = [video.video_id for video in listed.videos if video.video_id not in found]
+    if missing:
+        raise MissingVideo(
+            f"{missing[0]}: no file below {data_root}; {len(missing)} of {len(listed.videos)} videos of "
+            f"{dataset}/{split} are missing. Run `vidprep verify` for the full list."
+        )
+    return ClipDataset(
+        listed.videos,
+        [found[video.video_id] for video in listed.videos],
+        task=listed.task,
+        num_classes=len(listed.classes),
+        flip_pairs=info.flip_pairs,
+        backend=backend,
+        **options,
+    )
+
+
+def _frames_of_segment(reader: VideoReader, video: Video) -> NDArray[np.int64] | None:
+    if video.start_seconds is None and video.end_seconds is None:
+        return None
+    try:
+        return frames_between(reader.pts_seconds, video.start_seconds, video.end_seconds)
+    except ValueError as error:
+        raise CorruptVideo(f"{error}.") from error

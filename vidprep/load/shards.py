@@ -1,0 +1,224 @@
+"""The same samples from WebDataset shards: any of them by one read, at the offset that the index holds.
+
+A shard is read with `pread`, which has no position to share: threads, forked and spawned processes may
+use one data set at the same time.
+"""
+
+import os
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Unpack, overload
+
+import numpy as np
+from numpy.typing import NDArray
+from torch.utils.data import Dataset
+
+from vidprep.decode import Backend, open_video
+from vidprep.decode.types import VideoReader
+from vidprep.errors import CorruptShard, CorruptVideo, UsageError
+from vidprep.index import SampleRow, ShardFacts, read_manifest, read_samples
+from vidprep.load.dataset import ClipOptions, ClipSettings, SampleMaker, check_labels
+from vidprep.load.types import Sample
+from vidprep.types import Video
+
+__all__ = ["ShardDataset"]
+
+_MAX_OPEN_SHARDS = 256
+"""Shards held open; further ones are opened for each read, far below the usual limit of 1024 files."""
+
+
+class ShardDataset(Dataset[Sample]):
+    """Clips of the samples of a shard folder, whether they hold videos or frames.
+
+    `dataset[i]` is sample i of the epoch set by `set_epoch`, in the split's order; it may be read from threads.
+    """
+
+    def __init__(
+        self,
+        folder: Path | str,
+        split: str | None = None,
+        *,
+        backend: Backend = "pyav",
+        **options: Unpack[ClipOptions],
+    ) -> None:
+        """Open one split.
+
+        Args:
+            folder: what `vidprep shard --out` wrote.
+            split: may be left out where the folder holds only one.
+            backend: decoder of videos; frames are always JPEG.
+            **options: the fields of `ClipSettings`.
+
+        Raises:
+            UsageError: no such folder or split, a split without samples, labels that do not fit its task,
+                or a setting out of range.
+            CorruptShard: a shard is missing or not as long as its index says; names it.
+        """
+        settings = ClipSettings(**options)
+        self.folder = Path(folder)
+        self.manifest = read_manifest(self.folder, split)
+        where = f"{self.folder}, split {self.manifest.split}"
+        rows = read_samples(self.folder, self.manifest.split)
+        if not rows:
+            raise UsageError(
+                f"{where}: the split holds no samples ({len(self.manifest.faults)} faults); see its report."
+            )
+        _check_shards(self.folder, self.manifest.shards, rows)
+        self.videos = [
+            Video(
+                video_id=row.video_id,
+                labels=row.labels,
+                start_seconds=row.start_seconds,
+                end_seconds=row.end_seconds,
+            )
+            for row in rows
+        ]
+        num_classes = len(self.manifest.classes)
+        check_labels(self.videos, task=self.manifest.task, num_classes=num_classes, where=where)
+        self.make = SampleMaker(
+            settings=settings,
+            task=self.manifest.task,
+            num_classes=num_classes,
+            flip_pairs={int(label): flipped for label, flipped in self.manifest.flip_pairs.items()},
+        )
+        self.backend: Backend = backend
+        self.epoch = 0
+        self._members = _MemberTable(rows)
+        # without their members, which for frame shards are most of the memory
+        self._rows = [replace(row, members=()) for row in rows]
+        self._files = _ShardFiles(self.folder)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the random clips, crops and flips of `epoch`, counted from 0."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return len(self.videos)
+
+    def __getitem__(self, index: int) -> Sample:
+        row = self._rows[index]
+        try:
+            with self._open(index) as reader:
+                return self.make(reader, self.videos[index], rng=self.make.settings.rng(self.epoch, index))
+        except CorruptVideo as error:
+            raise CorruptVideo(f"sample {row.key} of {self.folder / row.shard} gives no clip: {error}") from error
+
+    def _open(self, index: int) -> VideoReader:
+        row, (offsets, sizes) = self._rows[index], self._members[index]
+        if self.manifest.content == "frames":
+            frames = _StoredFrames(self._files, row.shard, offsets, sizes)
+            return open_video(frames, backend="jpeg", fps=row.fps if row.fps > 0 else None)
+        data = self._files.read(row.shard, int(offsets[0]), int(sizes[0]))
+        reader = open_video(data, backend=self.backend)
+        if reader.num_frames != row.num_frames:
+            reader.close()
+            raise CorruptVideo(
+                f"backend {self.backend} finds {reader.num_frames} frames, the index says {row.num_frames}; "
+                "use the backend pyav or write the shards again."
+            )
+        return reader
+
+    def close(self) -> None:
+        """Let go of the shards; a later read opens them again."""
+        self._files.close()
+
+
+class _MemberTable:
+    """Where each sample's video, or each of its frames, lies: two flat arrays instead of an object per member."""
+
+    def __init__(self, rows: Sequence[SampleRow]) -> None:
+        media = [[member for member in row.members if member.name != "json"] for row in rows]
+        for row, members in zip(rows, media, strict=True):
+            if not members:
+                raise CorruptShard(f"{row.shard}: sample {row.key} has no video and no frames; write the shards again.")
+        self.offsets = np.array([member.offset for members in media for member in members], dtype=np.int64)
+        self.sizes = np.array([member.size for members in media for member in members], dtype=np.int64)
+        self.first = np.cumsum([0, *(len(members) for members in media)])
+
+    def __getitem__(self, index: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        part = slice(self.first[index], self.first[index + 1])
+        return self.offsets[part], self.sizes[part]
+
+
+class _ShardFiles:
+    """Shards opened at their first read and kept open; pickled without what is open."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._open: dict[str, int] = {}
+
+    def read(self, shard: str, offset: int, size: int) -> bytes:
+        """Bytes of a shard.
+
+        Raises:
+            CorruptShard: the shard is missing or ends before them.
+        """
+        descriptor = self._open.get(shard)
+        kept = descriptor is not None
+        try:
+            if descriptor is None:
+                descriptor = os.open(self.folder / shard, os.O_RDONLY | os.O_CLOEXEC)
+                if len(self._open) < _MAX_OPEN_SHARDS:
+                    # setdefault is atomic: of two threads that open one shard, the first one's file is kept
+                    kept = self._open.setdefault(shard, descriptor) == descriptor
+            data = os.pread(descriptor, size, offset)
+        except OSError as error:
+            raise CorruptShard(f"{self.folder / shard}: cannot be read ({error}); run `vidprep verify`.") from error
+        finally:
+            if descriptor is not None and not kept:
+                os.close(descriptor)
+        if len(data) < size:
+            raise CorruptShard(
+                f"{self.folder / shard}: ends before byte {offset + size} that its index names; "
+                "it was cut short, write it again with `vidprep shard`."
+            )
+        return data
+
+    def close(self) -> None:
+        while self._open:
+            os.close(self._open.popitem()[1])
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {"folder": self.folder, "_open": {}}
+
+    def __del__(self) -> None:
+        self.close()
+
+
+class _StoredFrames(Sequence[bytes]):
+    """The JPEG frames of a sample, each read from its shard when it is asked for."""
+
+    def __init__(self, files: _ShardFiles, shard: str, offsets: NDArray[np.int64], sizes: NDArray[np.int64]) -> None:
+        self._files, self._shard, self._offsets, self._sizes = files, shard, offsets, sizes
+
+    def __len__(self) -> int:
+        return len(self._offsets)
+
+    @overload
+    def __getitem__(self, index: int) -> bytes: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> list[bytes]: ...
+
+    def __getitem__(self, index: int | slice) -> bytes | list[bytes]:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        return self._files.read(self._shard, int(self._offsets[index]), int(self._sizes[index]))
+
+
+def _check_shards(folder: Path, shards: Sequence[ShardFacts], rows: Sequence[SampleRow]) -> None:
+    unknown = {row.shard for row in rows} - {shard.name for shard in shards}
+    if unknown:
+        raise CorruptShard(f"{folder / min(unknown)}: in the table of samples, not in the manifest; write both again.")
+    for shard in shards:
+        path = folder / shard.name
+        try:
+            num_bytes = path.stat().st_size
+        except OSError as error:
+            raise CorruptShard(f"{path}: cannot be read ({error}); write it again with `vidprep shard`.") from error
+        if num_bytes != shard.num_bytes:
+            raise CorruptShard(
+                f"{path}: {num_bytes} bytes, its manifest says {shard.num_bytes}; "
+                "it was cut short or changed, write it again with `vidprep shard`."
+            )
