@@ -57,6 +57,15 @@ class Data:
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)
 
+    def __post_init__(self) -> None:
+        _at_least(1, num_frames=self.num_frames, dense_window=self.dense_window, crop=self.crop)
+        if self.resize < self.crop:
+            raise ValueError(f"resize must be at least crop = {self.crop} pixels, got {self.resize}")
+        if not self.train_scales or not all(0 < scale <= 1 for scale in self.train_scales):
+            raise ValueError(f"train_scales are fractions of the short side in (0, 1], got {self.train_scales}")
+        if min(self.std) <= 0:
+            raise ValueError(f"std must be above 0, got {self.std}")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Train:
@@ -82,6 +91,12 @@ class Train:
     init: str = "none"
     """Initial weights: "none", "imagenet" (torchvision's ResNet weights) or a checkpoint file."""
 
+    def __post_init__(self) -> None:
+        _at_least(1, epochs=self.epochs, batch_size=self.batch_size)
+        _at_least(0, momentum=self.momentum, weight_decay=self.weight_decay, warmup_epochs=self.warmup_epochs)
+        if not self.lr > 0 or (self.clip_grad is not None and not self.clip_grad > 0):
+            raise ValueError(f"lr and clip_grad must be above 0, got {self.lr} and {self.clip_grad}")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Eval:
@@ -94,6 +109,14 @@ class Eval:
     """What is averaged over the views of a video."""
     metric: Literal["top1", "map"] = "top1"
     """What picks the best checkpoint."""
+    best_from_epoch: int = 0
+    """First epoch (from 0) that may be the best: those before a method's cost target is in force should not be."""
+    renumber_present_classes: bool = False
+    """The published code's mAP, which is wrong where a class has no clip: see `metrics.mean_average_precision`."""
+
+    def __post_init__(self) -> None:
+        _at_least(1, num_clips=self.num_clips, num_crops=self.num_crops, batch_size=self.batch_size)
+        _at_least(0, best_from_epoch=self.best_from_epoch)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -146,3 +169,9 @@ class Method:
     """Published state dict -> ours; pure."""
     summarise: Callable[[nn.Module, Output], dict[str, float]]
     """Method's own figures of one evaluated batch, each a mean per clip, e.g. {"gmacs_masked": 0.2}; may be {}."""
+
+
+def _at_least(least: int, **values: float) -> None:
+    for name, value in values.items():
+        if not value >= least:
+            raise ValueError(f"{name} must be at least {least}, got {value}")
