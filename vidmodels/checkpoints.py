@@ -28,6 +28,7 @@ __all__ = [
     "rename",
     "save_training",
     "save_weights",
+    "write_atomically",
 ]
 
 PICKLED = (".pth", ".pt", ".pth.tar", ".ckpt", ".bin")
@@ -51,9 +52,8 @@ class TrainingState:
     optimizer: Mapping[str, Any]
     scaler: Mapping[str, Any]
     """Of the fp16 gradient scaler; {} without one."""
-    best_metric: float | None
-    """In per cent; None while no epoch was allowed to be the best."""
-    best_epoch: int | None
+    gradients: Mapping[str, Tensor]
+    """Of parameters that the optimiser does not hold: they are never zeroed and enter the clipping norm."""
 
 
 def load_checkpoint(path: Path) -> dict[str, Tensor]:
@@ -206,13 +206,13 @@ def save_weights(path: Path, state: Mapping[str, Tensor], metadata: Mapping[str,
     """
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in state.items()}
     content = to_safetensors(tensors, metadata=dict(metadata))
-    _write(path, lambda file: file.write(content))
+    write_atomically(path, lambda file: file.write(content))
 
 
 def save_training(path: Path, state: TrainingState) -> None:
     """Write all that `load_training` needs; `path` is replaced only by a complete file."""
     content = {field.name: getattr(state, field.name) for field in fields(state)}
-    _write(path, lambda file: torch.save(content, file))
+    write_atomically(path, lambda file: torch.save(content, file))
 
 
 def load_training(path: Path) -> TrainingState:
@@ -231,7 +231,8 @@ def load_training(path: Path) -> TrainingState:
     return TrainingState(**content)
 
 
-def _write(path: Path, write: Callable[[IO[bytes]], object]) -> None:
+def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
+    """Let `write` fill a file that takes the place of `path` only when it is complete and on the disk."""
     part = path.with_name(path.name + ".part")
     try:
         with part.open("wb") as file:

@@ -14,7 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from vidmodels.types import Cost
 
-__all__ = ["LatencyStats", "compare_latency", "count_cost", "measure_latency"]
+__all__ = ["LatencyStats", "MacCounter", "compare_latency", "count_cost", "counting_macs", "measure_latency"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,29 +41,45 @@ def count_cost(model: nn.Module, *inputs: Any) -> Cost:
         inputs: arguments of `forward`; the cost is that of the whole batch.
     """
     was_training = model.training
-    counter = FlopCounterMode(display=False)
     model.eval()
     try:
-        with torch.no_grad(), _plain_attention(), counter:
+        with torch.no_grad(), counting_macs() as counter:
             model(*inputs)
     finally:
         model.train(was_training)
-    flops: Mapping[Any, int] = counter.get_flop_counts().get("Global", {})
-    by_operator = {str(operator).removeprefix("aten."): int(count) // 2 for operator, count in flops.items()}
     return Cost(
-        macs=counter.get_total_flops() // 2,
+        macs=counter.macs,
         num_params=sum(parameter.numel() for parameter in model.parameters()),
-        by_operator=by_operator,
+        by_operator=counter.by_operator,
     )
 
 
+class MacCounter:
+    """Multiply-accumulates of all that has run inside a `counting_macs` block."""
+
+    def __init__(self, flops: FlopCounterMode) -> None:
+        self._flops = flops
+
+    @property
+    def macs(self) -> int:
+        """All operators together."""
+        return self._flops.get_total_flops() // 2
+
+    @property
+    def by_operator(self) -> dict[str, int]:
+        """Operator's name ("convolution", "addmm") -> MACs."""
+        counts: Mapping[Any, int] = self._flops.get_flop_counts().get("Global", {})
+        return {str(operator).removeprefix("aten."): int(count) // 2 for operator, count in counts.items()}
+
+
 @contextmanager
-def _plain_attention() -> Iterator[None]:
+def counting_macs() -> Iterator[MacCounter]:
+    """Count what runs inside the block; attention takes its plain path there."""
     had_fastpath = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
-        with sdpa_kernel(SDPBackend.MATH):
-            yield
+        with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as flops:
+            yield MacCounter(flops)
     finally:
         torch.backends.mha.set_fastpath_enabled(had_fastpath)
 

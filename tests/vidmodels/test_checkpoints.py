@@ -171,8 +171,7 @@ def training_state() -> TrainingState:
         state_dict=model.state_dict(),
         optimizer=optimizer.state_dict(),
         scaler={},
-        best_metric=91.5,
-        best_epoch=2,
+        gradients={"weight": torch.ones(2, 3)},
     )
 
 
@@ -180,7 +179,7 @@ def test_the_state_of_a_training_run_comes_back(tmp_path: Path) -> None:
     path, state = tmp_path / "last.pt", training_state()
     save_training(path, state)
     back = load_training(path)
-    assert (back.epochs_done, back.best_metric, back.best_epoch) == (3, 91.5, 2)
+    assert back.epochs_done == 3
     torch.testing.assert_close(back.state_dict, dict(state.state_dict), rtol=0, atol=0)
     torch.testing.assert_close(back.optimizer["state"], dict(state.optimizer)["state"], rtol=0, atol=0)
     assert list(load_checkpoint(path)) == ["weight", "bias"]  # so `eval RUN/last.pt` works

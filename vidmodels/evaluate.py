@@ -1,0 +1,157 @@
+"""Scoring a split of videos: every video once, its views averaged, figures and a table of predictions."""
+
+import io
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import pandas as pd
+import torch
+from torch import Tensor, nn
+
+from vidmodels.checkpoints import write_atomically
+from vidmodels.metrics import mean_average_precision, topk_accuracy
+from vidmodels.types import Batch, Output
+from vidprep.console import track
+from vidprep.errors import UsageError, VidprepError
+
+__all__ = ["Result", "classify", "mean_average_precision", "topk_accuracy", "write_predictions"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Result:
+    """What a model made of a split."""
+
+    video_id: tuple[str, ...]
+    """n, in the split's order; videos with several annotated segments come several times."""
+    labels: Tensor
+    """(n,) class indices, or (n, k) of zeros and ones."""
+    scores: Tensor
+    """(n, k): logits or probabilities, averaged over the views."""
+    probabilities: Tensor
+    """(n, k): the same as probabilities."""
+    top1: float
+    """Per cent. For several labels a clip: the one with the smallest index counts."""
+    top5: float
+    map: float
+    """Per cent; of multi-label tasks with all labels."""
+    summary: Mapping[str, float]
+    """The method's own figures, mean over the clips."""
+    seconds: float
+    """Wall clock, loading included."""
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """All figures by name."""
+        return {"top1": self.top1, "top5": self.top5, "map": self.map, **self.summary}
+
+    @property
+    def predictions(self) -> Tensor:
+        """(n,) the class with the highest score; of equal ones the lowest."""
+        return self.scores.argsort(dim=1, descending=True, stable=True)[:, 0]
+
+
+def classify(
+    model: nn.Module,
+    loader: Iterable[Batch],
+    *,
+    num_classes: int,
+    average: Literal["logits", "probabilities"] = "logits",
+    summarise: Callable[[nn.Module, Output], Mapping[str, float]] | None = None,
+    renumber_present_classes: bool = False,
+    device: torch.device | str = "cpu",
+    description: str = "evaluate",
+) -> Result:
+    """Score every sample of a loader once.
+
+    Args:
+        model: `forward(frames (n, t, c, h, w)) -> Output` with logits (n, k); run in evaluation mode, without
+            gradients, and returned in the mode it came in.
+        loader: batches of (b, v, t, c, h, w), none left out, none twice.
+        num_classes: k.
+        average: what is averaged over the v views of a video: logits (softmax after), or probabilities.
+        summarise: the method's figures of a batch, means per clip; (model, output) -> {name: value}.
+        renumber_present_classes: see `metrics.mean_average_precision`.
+        device: where the model is.
+        description: of the progress display.
+
+    Raises:
+        UsageError: the loader gives nothing, or the model has another number of classes.
+        VidprepError: the model gives scores that are not numbers; names the first video.
+    """
+    started = time.perf_counter()
+    was_training = model.training
+    video_id: list[str] = []
+    labels, scores, probabilities = [], [], []
+    sums: dict[str, float] = {}
+    num_clips = 0
+    model.eval()
+    try:
+        with torch.no_grad():
+            for batch in track(loader, description=description):
+                batch_size, num_views = batch.frames.shape[:2]
+                output: Output = model(batch.frames.to(device, non_blocking=True).flatten(0, 1))
+                logits = output.logits.double().cpu().reshape(batch_size, num_views, -1)
+                if logits.shape[-1] != num_classes:
+                    raise UsageError(f"the model has {logits.shape[-1]} classes, the data have {num_classes}.")
+                if not logits.isfinite().all():
+                    broken = int((~logits.isfinite()).flatten(1).any(1).nonzero()[0])
+                    raise VidprepError(
+                        f"{batch.video_id[broken]}: the model's scores are not finite numbers; its weights are broken."
+                    )
+                mean_probabilities = logits.softmax(-1).mean(1)
+                mean_logits = logits.mean(1)
+                scores.append(mean_logits if average == "logits" else mean_probabilities)
+                probabilities.append(mean_logits.softmax(-1) if average == "logits" else mean_probabilities)
+                labels.append(batch.labels)
+                video_id += batch.video_id
+                num_clips += batch_size * num_views
+                for name, value in (summarise(model, output) if summarise else {}).items():
+                    sums[name] = sums.get(name, 0.0) + value * batch_size * num_views
+    finally:
+        model.train(was_training)
+    if not video_id:
+        raise UsageError("nothing to evaluate: the split gives no batch.")
+    all_labels, all_scores, all_probabilities = torch.cat(labels), torch.cat(scores), torch.cat(probabilities)
+    is_multi_label = all_labels.ndim == 2
+    first = all_labels.argmax(1) if is_multi_label else all_labels
+    targets = all_labels if is_multi_label else torch.nn.functional.one_hot(all_labels, num_classes)
+    return Result(
+        video_id=tuple(video_id),
+        labels=all_labels,
+        scores=all_scores,
+        probabilities=all_probabilities,
+        top1=topk_accuracy(all_scores, first, 1),
+        top5=topk_accuracy(all_scores, first, 5),
+        map=mean_average_precision(all_probabilities, targets, renumber_present_classes=renumber_present_classes)[0],
+        summary={name: total / num_clips for name, total in sums.items()},
+        seconds=time.perf_counter() - started,
+    )
+
+
+def write_predictions(result: Result, path: Path) -> None:
+    """One row a video: video_id, labels, predicted class, its probability; as `.parquet` or `.json`.
+
+    Raises:
+        UsageError: another ending.
+    """
+    rows = [row.nonzero()[:, 0].tolist() if row.ndim else [int(row)] for row in result.labels]
+    predicted = result.predictions
+    table = pd.DataFrame(
+        {
+            "video_id": result.video_id,
+            "labels": rows,
+            "predicted": predicted.tolist(),
+            "probability": result.probabilities.gather(1, predicted[:, None])[:, 0].tolist(),
+        }
+    )
+    buffer = io.BytesIO()
+    if path.suffix == ".parquet":
+        table.to_parquet(buffer, index=False)
+    elif path.suffix == ".json":
+        buffer.write((table.to_json(orient="records", indent=1) + "\n").encode())
+    else:
+        raise UsageError(f"{path}: predictions are written as .parquet or .json.")
+    write_atomically(path, lambda file: file.write(buffer.getvalue()))
