@@ -1,0 +1,1 @@
+"""Benchmarks: `python -m scripts.benchmarks NAME [--json FILE]`, or `scripts/bench NAME`."""

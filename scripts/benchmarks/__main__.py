@@ -1,0 +1,33 @@
+"""The command line of the benchmarks."""
+
+import argparse
+from importlib import import_module
+from pathlib import Path
+
+from scripts.benchmarks.runner import write_json
+
+BENCHMARKS = {"decode": "scripts.benchmarks.decode"}
+"""Name -> module with `run(rounds=...) -> (ratios, machine)`."""
+
+
+def main() -> None:
+    """Run one benchmark, print its table and write its numbers."""
+    parser = argparse.ArgumentParser(prog="scripts/bench", description="Measure our side against others.")
+    parser.add_argument("name", nargs="?", choices=sorted(BENCHMARKS), help="which; without it, they are listed")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write ratios and machine to FILE")
+    parser.add_argument("--rounds", type=int, default=7, help="measured rounds after the warm-up (7)")
+    arguments = parser.parse_args()
+    if arguments.name is None:
+        print("\n".join(sorted(BENCHMARKS)))
+        return
+    if arguments.rounds < 1:
+        parser.error(f"--rounds must be at least 1, got {arguments.rounds}")
+    if arguments.json is not None and not arguments.json.absolute().parent.is_dir():
+        parser.error(f"--json: no folder {arguments.json.absolute().parent}")
+    ratios, machine = import_module(BENCHMARKS[arguments.name]).run(rounds=arguments.rounds)
+    if arguments.json is not None:
+        write_json(arguments.json, ratios=ratios, machine=machine)
+
+
+if __name__ == "__main__":
+    main()
