@@ -1,0 +1,125 @@
+"""The data sets vidprep knows. A data set is one file here and one entry in `DATASETS`."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from vidprep.datasets import activitynet, files, folder, kinetics400, toy
+from vidprep.errors import UnknownDataset, UnknownName, UsageError, suggest
+from vidprep.splits import Split, read_checksums, read_classes, read_split, split_path
+from vidprep.types import DatasetInfo
+
+__all__ = ["DATASETS", "build_split", "build_splits", "get", "list_path", "load_split", "locate"]
+
+DATASETS: dict[str, DatasetInfo] = {
+    "toy": toy.INFO,
+    "folder": folder.INFO,
+    "kinetics400": kinetics400.INFO,
+    "activitynet": activitynet.INFO,
+}
+
+BUILDERS: dict[str, Callable[[Sequence[Path]], dict[str, Split]]] = {
+    "kinetics400": kinetics400.build_splits,
+    "activitynet": activitynet.build_splits,
+}
+"""Data sets whose lists the user builds from the official annotation files."""
+
+
+def get(name: str) -> DatasetInfo:
+    """The data set called `name`.
+
+    Raises:
+        UnknownDataset: there is none; the message lists the nearest.
+    """
+    if name not in DATASETS:
+        raise UnknownDataset(f"no data set {name!r}; {suggest(name, DATASETS)}")
+    return DATASETS[name]
+
+
+def load_split(name: str, split: str, *, data_root: Path) -> Split:
+    """The videos of one split: from vidprep's own list, from the one `vidprep split` wrote, or from the folder itself.
+
+    Raises:
+        UnknownName: no such data set or split; the message lists the nearest.
+        UsageError: no such data root, no list in it yet, a malformed line, or a split without videos.
+    """
+    info = get(name)
+    if not data_root.exists():
+        raise UsageError(f"{data_root}: no such data root for {name}. {info.instructions}")
+    if name == folder.INFO.name:
+        loaded = folder.load_split(split, data_root)
+    else:
+        if not data_root.is_dir():
+            raise UsageError(f"{data_root}: is no folder; {name} needs the data root that holds its videos.")
+        if split not in info.splits:
+            raise UnknownName(f"{name} has no split {split!r}; {suggest(split, info.splits)}")
+        loaded = read_split(
+            _find_list(info, split, data_root), dataset=name, split=split, task=info.task, classes=read_classes(name)
+        )
+    if not loaded.videos:
+        raise UsageError(f"{name}/{split} at {data_root} holds no videos. {info.instructions}")
+    return loaded
+
+
+def _find_list(info: DatasetInfo, split: str, data_root: Path) -> Path:
+    if f"{info.name}/{split}.csv" in read_checksums():
+        return split_path(info.name, f"{split}.csv")
+    path = list_path(data_root, split)
+    if not path.is_file():
+        raise UsageError(
+            f"{path}: no list of the videos of {info.name}/{split} yet; make it from the official annotation file: "
+            f"`vidprep split {info.name} --annotations FILE --data-root {data_root}`."
+        )
+    return path
+
+
+def list_path(data_root: Path, split: str) -> Path:
+    """Where `load_split` looks for a list that the user built, and `vidprep split` writes it."""
+    return data_root / "splits" / f"{split}.csv"
+
+
+def build_splits(name: str, annotations: Sequence[Path]) -> dict[str, Split]:
+    """All splits that the official annotation files hold, by name.
+
+    Raises:
+        UnknownDataset: no data set of this name.
+        UsageError: its lists are not built from annotations, or a file is not of the official form.
+    """
+    info = get(name)
+    if name not in BUILDERS:
+        raise UsageError(f"{name} is not built from annotation files (those that are: {', '.join(BUILDERS)}).")
+    if not annotations:
+        raise UsageError(f"{name}: give at least one annotation file. {info.instructions}")
+    return BUILDERS[name](annotations)
+
+
+def build_split(name: str, split: str, annotations: Sequence[Path]) -> Split:
+    """One split from the official annotation files.
+
+    Raises:
+        UnknownName: no such data set or split.
+        UsageError: as `build_splits`, or the files hold no video of this split.
+    """
+    info = get(name)
+    if split not in info.splits:
+        raise UnknownName(f"{name} has no split {split!r}; {suggest(split, info.splits)}")
+    built = build_splits(name, annotations)
+    if split not in built:
+        held = ", ".join(f"{other.split} ({len(other.videos)})" for other in built.values()) or "none"
+        raise UsageError(
+            f"{', '.join(map(str, annotations))}: no videos of {name}/{split}; of other splits: {held}. "
+            f"Give the annotation file of {split}."
+        )
+    return built[split]
+
+
+def locate(info: DatasetInfo, split: Split, data_root: Path) -> dict[str, Path]:
+    """The file of each video of a split, by one walk below `data_root`; videos without a file are absent.
+
+    Raises:
+        UsageError: no such data root.
+        VidprepError: two files for one video, in places that count alike.
+    """
+    if info.name == folder.INFO.name:
+        return folder.find_videos(split, data_root)
+    ids = (video.video_id for video in split.videos)
+    return files.find_videos(data_root, ids, patterns=info.video_paths, split=split.split)

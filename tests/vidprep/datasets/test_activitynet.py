@@ -1,0 +1,169 @@
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from vidprep.datasets import activitynet, build_split, build_splits
+from vidprep.errors import UsageError
+from vidprep.splits import read_classes
+from vidprep.types import Video
+
+
+def entry(*annotations: tuple[float, float, str], subset: str = "validation", duration: float = 60.0) -> dict[str, Any]:
+    return {
+        "subset": subset,
+        "duration": duration,
+        "annotations": [{"segment": [start, end], "label": label} for start, end, label in annotations],
+    }
+
+
+def write(path: Path, database: object, **top: object) -> Path:
+    path.write_text(json.dumps({"taxonomy": [], "version": "VERSION 1.3", "database": database, **top}, indent=1))
+    return path
+
+
+def test_classes_are_in_plain_sorted_order() -> None:
+    classes = read_classes("activitynet")
+    assert len(classes) == 200
+    assert list(classes) == sorted(classes)
+    assert {"Polishing forniture", "Mooping floor", "Hitting a pinata", "Rock-paper-scissors"} <= set(classes)
+
+
+def test_whole_video_has_all_its_classes_in_order_of_appearance(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.json", {"aaaaaaaaaaa": entry((5, 9, "Zumba"), (0, 3, "Archery"), (20, 30, "Zumba"))})
+    split = build_split("activitynet", "val", [path])
+    assert split.videos == (Video(video_id="aaaaaaaaaaa", labels=(199, 1)),)
+    assert split.notes == ()
+
+
+def test_segments_have_their_own_times_and_classes(tmp_path: Path) -> None:
+    segments = [(5, 9, "Zumba"), (0, 3.5, "Archery"), (5, 9, "Ballet")]
+    path = write(tmp_path / "a.json", {"aaaaaaaaaaa": entry(*segments)})
+    ballet = read_classes("activitynet").index("Ballet")
+    assert activitynet.build_splits([path], unit="segment")["val"].videos == (
+        Video(video_id="aaaaaaaaaaa", labels=(199, ballet), start_seconds=5.0, end_seconds=9.0),
+        Video(video_id="aaaaaaaaaaa", labels=(1,), start_seconds=0.0, end_seconds=3.5),
+    )
+
+
+def test_segments_outside_their_video_are_clamped_or_left_out_and_noted(tmp_path: Path) -> None:
+    segments = [(50, 60.5, "Zumba"), (-1, 2, "Zumba"), (8, 8, "Archery"), (70, 80, "Zumba")]
+    path = write(tmp_path / "a.json", {"aaaaaaaaaaa": entry(*segments)})
+    split = activitynet.build_splits([path], unit="segment")["val"]
+    assert [(video.start_seconds, video.end_seconds) for video in split.videos] == [(50.0, 60.0), (0.0, 2.0)]
+    assert split.notes == (
+        "aaaaaaaaaaa: segment 1 (50 to 60.5 s of 60.0 s) clamped to 50.0 to 60.0 s.",
+        "aaaaaaaaaaa: segment 2 (-1 to 2 s of 60.0 s) clamped to 0.0 to 2.0 s.",
+        "aaaaaaaaaaa: segment 3 (8 to 8 s of 60.0 s) is empty; left out of the segments.",
+        "aaaaaaaaaaa: segment 4 (70 to 80 s of 60.0 s) is empty; left out of the segments.",
+    )
+    assert build_split("activitynet", "val", [path]).videos[0].labels == (199, 1)
+
+
+def test_test_videos_are_unlabelled_in_either_unit(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.json", {"aaaaaaaaaaa": entry(subset="testing")})
+    expected = (Video(video_id="aaaaaaaaaaa"),)
+    assert build_split("activitynet", "test", [path]).videos == expected
+    assert activitynet.build_splits([path], unit="segment")["test"].videos == expected
+
+
+@pytest.mark.parametrize(
+    ("database", "sentence"),
+    [
+        ({"v_aaaaaaaaaaa": entry((0, 1, "Zumba"))}, "line 5, v_aaaaaaaaaaa: a video is named by its 11-character"),
+        ({"aaaaaaaaaaa": []}, "line 5, aaaaaaaaaaa: expected an object with subset, duration and annotations"),
+        ({"aaaaaaaaaaa": entry((0, 1, "Zumba"), subset="val")}, "expected subset training, .* got 'val'"),
+        ({"aaaaaaaaaaa": entry((0, 1, "Zumba"), duration=0)}, "expected a duration in seconds, got 0"),
+        ({"aaaaaaaaaaa": entry()}, r"a validation video needs a list of annotations, got \[\]"),
+        ({"aaaaaaaaaaa": entry((0, 1, "Zumbo"))}, r"'Zumbo' is no class of ActivityNet v1.3; did you mean Zumba"),
+        (
+            {"aaaaaaaaaaa": {**entry(), "annotations": [{"label": "Zumba", "segment": [1]}]}},
+            r"a segment is \[start, end\] in seconds, got \[1\]",
+        ),
+        (
+            {"aaaaaaaaaaa": {**entry(), "annotations": [{"label": "Zumba", "segment": [1, True]}]}},
+            r"a segment is \[start, end\] in seconds, got \[1, True\]",
+        ),
+    ],
+)
+def test_wrong_entry_is_refused_with_file_line_and_reason(tmp_path: Path, database: object, sentence: str) -> None:
+    path = write(tmp_path / "a.json", database)
+    with pytest.raises(UsageError, match=sentence) as caught:
+        build_splits("activitynet", [path])
+    assert str(caught.value).startswith(f"{path}, line 5")
+
+
+def test_other_versions_are_refused(tmp_path: Path) -> None:
+    path = write(tmp_path / "a.json", {}, version="VERSION 1.2")
+    with pytest.raises(UsageError, match=r"line 3: expected version 1\.3 of ActivityNet, got 'VERSION 1.2'"):
+        build_splits("activitynet", [path])
+
+
+def test_file_cut_short_anywhere_is_refused(tmp_path: Path) -> None:
+    whole = write(tmp_path / "a.json", {"aaaaaaaaaaa": entry((0, 1, "Zumba"))}).read_text()
+    path = tmp_path / "cut.json"
+    for length in range(len(whole)):
+        path.write_text(whole[:length])
+        with pytest.raises(UsageError, match=r"cut.json, line \d+, column \d+: not readable as JSON"):
+            build_splits("activitynet", [path])
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ('{"database": {"a": 1, "a": 2}}', "not readable as JSON .'a' is given twice in one object"),
+        ('{"database": NaN}', "not readable as JSON .NaN is no number of JSON"),
+        ("[1]", "line 1: expected ActivityNet's own form, .* got list"),
+        ("{}", "line 1: expected ActivityNet's own form, .* got nothing"),
+        ("[" * 100_000, "not readable as JSON"),
+    ],
+)
+def test_other_json_is_refused(tmp_path: Path, text: str, sentence: str) -> None:
+    path = tmp_path / "a.json"
+    path.write_text(text)
+    with pytest.raises(UsageError, match=sentence):
+        build_splits("activitynet", [path])
+
+
+def test_file_that_is_missing_or_not_text_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"nowhere.json: cannot be read \(No such file"):
+        build_splits("activitynet", [tmp_path / "nowhere.json"])
+    (tmp_path / "a.json.gz").write_bytes(b"\x1f\x8b\x08")
+    with pytest.raises(UsageError, match=r"not a text file in UTF-8 .* unpacked"):
+        build_splits("activitynet", [tmp_path / "a.json.gz"])
+
+
+def test_video_of_two_files_is_refused(tmp_path: Path) -> None:
+    paths = [write(tmp_path / name, {"aaaaaaaaaaa": entry((0, 1, "Zumba"))}) for name in ("a.json", "b.json")]
+    with pytest.raises(UsageError, match=r"b.json, line 5, aaaaaaaaaaa: already given by .*a.json"):
+        build_splits("activitynet", paths)
+
+
+def test_excerpt_is_read_whole(testdata: Path) -> None:
+    built = build_splits("activitynet", [testdata / "annotations" / "activity_net.v1-3.converted_excerpt.json"])
+    assert {name: len(split.videos) for name, split in built.items()} == {"train": 116, "val": 51, "test": 43}
+    num_labels = [len(video.labels) for split in built.values() for video in split.videos]
+    assert [num_labels.count(n) for n in range(4)] == [43, 156, 11, 0]
+    assert not any(split.notes for split in built.values())
+    first = built["train"].videos[0]
+    assert (first.video_id, [built["train"].classes[label] for label in first.labels]) == ("QOlSCBRmfWY", ["Ballet"])
+
+
+@pytest.mark.parametrize(
+    ("file", "sentence"),
+    [
+        ("anet_bsn_anno_action.excerpt.json", "line 1: expected ActivityNet's own form, .* got v_QOlSCBRmfWY"),
+        ("anet_sample_classification_prediction.excerpt.json", "line 1: expected .* got version, results"),
+        ("ssv2_train.excerpt.json", "line 1: expected ActivityNet's own form, .* got list"),
+        ("kinetics-400_val.head200.csv", "line 1, column 1: not readable as JSON"),
+    ],
+)
+def test_annotations_of_other_forms_are_refused(testdata: Path, file: str, sentence: str) -> None:
+    with pytest.raises(UsageError, match=sentence):
+        build_splits("activitynet", [testdata / "annotations" / file])
+
+
+def test_classes_are_in_the_order_of_the_methods_lists(testdata: Path) -> None:
+    rows = (testdata / "classes" / "taps_actnet_classInd.txt").read_text(encoding="utf-8").splitlines()
+    assert [f"{index},{name}" for index, name in enumerate(read_classes("activitynet"))] == rows

@@ -1,0 +1,138 @@
+"""Finding video files below a data root: one walk over the folders, then a look-up by name."""
+
+import logging
+import os
+import re
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from vidprep.errors import UsageError, VidprepError
+
+__all__ = ["VIDEO_SUFFIXES", "find_videos", "is_video_name", "walk_videos"]
+
+VIDEO_SUFFIXES = frozenset(
+    {".3gp", ".avi", ".flv", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".mts", ".ogv", ".webm", ".wmv"}
+)
+"""Compared in lower case."""
+NOT_VIDEOS = frozenset({"frames", "splits"})
+"""Folders directly below a data root that are never searched: extracted frames alone can be millions of files."""
+
+logger = logging.getLogger(__name__)
+
+
+def is_video_name(name: str) -> bool:
+    """Whether a file of this name counts as a video: a known suffix, and not hidden."""
+    return os.path.splitext(name)[1].lower() in VIDEO_SUFFIXES and not name.startswith(".")  # noqa: PTH122 - hot
+
+
+def walk_videos(root: Path) -> Iterator[str]:
+    """Paths of all video files below `root`, relative to it, with "/"; in no fixed order.
+
+    Symbolic links are followed, each folder is visited once; hidden folders and `NOT_VIDEOS` are not entered.
+    Folders that may not be read (lost+found) are named in the log.
+    """
+    visited: set[tuple[int, int]] = set()
+    pending = [""]
+    while pending:
+        below = pending.pop()
+        folder = os.path.join(root, below)  # noqa: PTH118 - 250,000 files: plain strings
+        status = os.stat(folder)  # noqa: PTH116
+        if (status.st_dev, status.st_ino) in visited:
+            continue
+        visited.add((status.st_dev, status.st_ino))
+        try:
+            with os.scandir(folder) as entries:
+                for entry in entries:
+                    name = entry.name
+                    if name.startswith(".") or (not below and name in NOT_VIDEOS):
+                        continue
+                    if entry.is_dir():
+                        pending.append(f"{below}{name}/")
+                    elif is_video_name(name) and entry.is_file():
+                        yield below + name
+        except PermissionError:
+            logger.warning("%s: no permission to read this folder; videos in it count as missing.", folder)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Place:
+    """One pattern of `DatasetInfo.video_paths`, taken apart: "{split}/**/v_{video_id}.*"."""
+
+    folder: re.Pattern[str]
+    stem: str
+    suffix: str
+
+    @classmethod
+    def parse(cls, pattern: str, *, split: str) -> "_Place":
+        *folders, name = pattern.split("/")
+        stem, dot, suffix = name.rpartition(".")
+        if "{video_id}" not in stem or not dot:
+            raise ValueError(f"a video pattern ends like /{{video_id}}.* or /{{video_id}}.mp4, got {pattern!r}")
+        parts = (
+            r"(?:[^/]+/)*" if part == "**" else re.escape(part.format(split=split)).replace(r"\*", "[^/]*") + "/"
+            for part in folders
+        )
+        return cls(folder=re.compile("".join(parts)), stem=stem, suffix=suffix)
+
+    def holds(self, path: str) -> bool:
+        """Whether a file with the right stem lies where this pattern says."""
+        folder, _, name = path.rpartition("/")
+        return (self.suffix == "*" or name.endswith(f".{self.suffix}")) and (
+            self.folder.fullmatch(f"{folder}/" if folder else "") is not None
+        )
+
+
+def find_videos(root: Path, video_ids: Iterable[str], *, patterns: Sequence[str], split: str) -> dict[str, Path]:
+    """The file of each video, by the patterns of its data set; videos without a file are absent.
+
+    The first pattern that holds for any file of a video decides, so earlier patterns take precedence.
+
+    Args:
+        root: the data root.
+        video_ids: names to look for; a repeated one counts once.
+        patterns: below `root`, with {split} and {video_id}; `**` is any depth, `.*` any suffix of `VIDEO_SUFFIXES`.
+        split: fills {split}.
+
+    Raises:
+        UsageError: `root` is no folder.
+        VidprepError: one pattern holds for two files of one video.
+    """
+    if not root.is_dir():
+        raise UsageError(f"{root}: no such folder; give the data root that holds the videos.")
+    places = [_Place.parse(pattern, split=split) for pattern in patterns]
+    ids = list(dict.fromkeys(video_ids))
+    wanted = {place.stem.format(video_id=video_id, split=split) for place in places for video_id in ids}
+    by_stem: dict[str, list[str]] = defaultdict(list)
+    for path in walk_videos(root):
+        stem = path.rpartition("/")[2].rpartition(".")[0]
+        if stem in wanted:
+            by_stem[stem].append(path)
+    found: dict[str, Path] = {}
+    doubles: list[tuple[str, Path, Path]] = []
+    for video_id in ids:
+        for place in places:
+            candidates = by_stem.get(place.stem.format(video_id=video_id, split=split), [])
+            files = _distinct(root / path for path in sorted(candidates) if place.holds(path))
+            if files:
+                found[video_id] = files[0]
+                if len(files) > 1:
+                    doubles.append((video_id, files[0], files[1]))
+                break
+    _refuse_doubles(doubles)
+    return found
+
+
+def _distinct(paths: Iterable[Path]) -> list[Path]:
+    """The paths less those that are links to an earlier one."""
+    candidates = list(paths)
+    if len(candidates) < 2:
+        return candidates
+    return list({path.resolve(): path for path in reversed(candidates)}.values())[::-1]
+
+
+def _refuse_doubles(doubles: Collection[tuple[str, Path, Path]]) -> None:
+    for video_id, first, second in doubles:
+        others = f" (and so for {len(doubles) - 1} other videos)" if len(doubles) > 1 else ""
+        raise VidprepError(f"{video_id}: two files, {first} and {second}{others}; keep one of them.")

@@ -1,0 +1,258 @@
+"""Who is in which split: the value `Split`, its CSV file, and the lists that come with vidprep.
+
+video_id,label                                  one line a video; labels are class indices, counted from 0
+aCbHx1yGnNE_000010_000020,17
+QOlSCBRmfWY,14|93                               several labels are joined by "|"; an empty label means unlabelled
+
+video_id,label,start_seconds,end_seconds        the same for annotated segments
+"""
+
+import csv
+import hashlib
+import io
+import math
+import os
+import tomllib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from vidprep.errors import ChecksumMismatch, UsageError, VidprepError
+from vidprep.types import Task, Video
+
+__all__ = [
+    "LABEL_SEPARATOR",
+    "Split",
+    "parse_seconds",
+    "read_checksums",
+    "read_classes",
+    "read_packaged",
+    "read_split",
+    "read_table",
+    "split_path",
+    "split_to_csv",
+    "write_split",
+]
+
+LABEL_SEPARATOR = "|"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Split:
+    """The videos of one split, in a fixed order, with the names of their classes."""
+
+    dataset: str
+    split: str
+    task: Task
+    classes: tuple[str, ...]
+    """Class names by index; () when nothing is labelled."""
+    videos: tuple[Video, ...]
+    notes: tuple[str, ...] = ()
+    """What its maker repaired or passed over, one sentence each; not kept in the split file."""
+
+    def __post_init__(self) -> None:
+        place = f"{self.dataset}/{self.split}"
+        if len(set(self.classes)) != len(self.classes):
+            raise ValueError(f"{place}: class names repeat")
+        seen: set[tuple[str, float | None, float | None]] = set()
+        for video in self.videos:
+            if any(label >= len(self.classes) for label in video.labels):
+                raise ValueError(f"{place}: {video.video_id} has labels {video.labels}, of {len(self.classes)} classes")
+            if self.task == "single_label" and len(video.labels) > 1:
+                raise ValueError(f"{place}: {video.video_id} has labels {video.labels}, the task is single_label")
+            row = (video.video_id, video.start_seconds, video.end_seconds)
+            if row in seen:
+                raise ValueError(f"{place}: {video.video_id} is listed twice with the same start and end")
+            seen.add(row)
+
+
+def write_split(split: Split, path: Path) -> None:
+    """Write the split's CSV file at once or not at all; equal splits give equal bytes.
+
+    Raises:
+        VidprepError: the file cannot be written.
+    """
+    _write_atomically(path, split_to_csv(split).encode("utf-8"))
+
+
+def _write_atomically(path: Path, content: bytes) -> None:
+    """Put a file in place whole or not at all: written as NAME.part, then renamed.
+
+    Raises:
+        VidprepError: the file cannot be written (no space, no permission).
+    """
+    part = path.with_name(path.name + ".part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            part.write_bytes(content)
+            os.replace(part, path)  # noqa: PTH105 - the name that says it replaces
+        except BaseException:
+            part.unlink(missing_ok=True)
+            raise
+    except OSError as error:
+        raise VidprepError(f"{path}: cannot be written ({error.strerror}).") from error
+
+
+def split_to_csv(split: Split) -> str:
+    """The text of the split's CSV file; the columns of segments are there when any video has one."""
+    has_segments = any(video.start_seconds is not None or video.end_seconds is not None for video in split.videos)
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    quoting_writer = csv.writer(text, lineterminator="\n", quoting=csv.QUOTE_ALL)
+    writer.writerow(["video_id", "label", *(["start_seconds", "end_seconds"] if has_segments else [])])
+    for video in split.videos:
+        row = [video.video_id, LABEL_SEPARATOR.join(map(str, video.labels))]
+        if has_segments:  # repr of a float reads back as the same float
+            row += ["" if x is None else repr(float(x)) for x in (video.start_seconds, video.end_seconds)]
+        # of itself the writer quotes \n, but not \r, which ends a line for the reader
+        (quoting_writer if "\r" in video.video_id else writer).writerow(row)
+    return text.getvalue()
+
+
+def read_split(path: Path, *, dataset: str, split: str, task: Task, classes: Sequence[str]) -> Split:
+    """Read a file that `write_split` wrote.
+
+    Raises:
+        UsageError: the file cannot be read, or a line is not as this module describes; names file and line.
+    """
+    videos: list[Video] = []
+    first_line: dict[tuple[str, float | None, float | None], int] = {}
+    table = read_table(path, required=("video_id", "label"), optional=("start_seconds", "end_seconds"))
+    for line, row in table:
+        place = f"{path}, line {line}"
+        labels = tuple(
+            _parse_label(text, num_classes=len(classes), place=place)
+            for text in row["label"].split(LABEL_SEPARATOR)
+            if row["label"]
+        )
+        if task == "single_label" and len(labels) > 1:
+            raise UsageError(f"{place}: {dataset} has one label a video, got {row['label']!r}.")
+        start, end = (parse_seconds(row.get(name, ""), place=place) for name in ("start_seconds", "end_seconds"))
+        try:
+            video = Video(video_id=row["video_id"], labels=labels, start_seconds=start, end_seconds=end)
+        except ValueError as error:
+            raise UsageError(f"{place}: {error}.") from error
+        key = (video.video_id, start, end)
+        if key in first_line:
+            raise UsageError(f"{place}: {video.video_id} is already listed on line {first_line[key]}; keep one.")
+        first_line[key] = line
+        videos.append(video)
+    return Split(dataset=dataset, split=split, task=task, classes=tuple(classes), videos=tuple(videos))
+
+
+def _parse_label(text: str, *, num_classes: int, place: str) -> int:
+    label = int(text) if text.isascii() and text.isdigit() else -1
+    if not 0 <= label < num_classes:
+        raise UsageError(f"{place}: a label is a class index from 0 to {num_classes - 1}, got {text!r}.")
+    return label
+
+
+def parse_seconds(text: str, *, place: str) -> float | None:
+    """A time in seconds; an empty text is None. `place` (file and line) opens the error sentence."""
+    if not text:
+        return None
+    try:
+        seconds = float(text)
+    except ValueError:
+        seconds = math.nan
+    if not math.isfinite(seconds):
+        raise UsageError(f"{place}: a time is a number of seconds, got {text!r}.")
+    return seconds
+
+
+def read_table(
+    path: Path, *, required: Sequence[str], optional: Sequence[str] = ()
+) -> Iterator[tuple[int, dict[str, str]]]:
+    """Rows of a CSV file with a header line, each with the number of its (last) line, counted from 1.
+
+    UTF-8 with or without byte-order mark, any line ends, fields quoted where needed; blank lines are passed over.
+    Columns are found by name, in any order.
+
+    Raises:
+        UsageError: no such file, not text, a column missing or unknown, a row cut short; names file and line.
+    """
+    expected = ",".join(required) + "".join(f"[,{name}]" for name in optional)
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:
+            reader = csv.reader(file, strict=True)  # strict: an unfinished quote is an error, not a long field
+            header = [name.strip() for name in next(reader, [])]
+            if not set(required) <= set(header) <= {*required, *optional} or len(set(header)) < len(header):
+                given = ",".join(header)
+                given = f"{given[:80]}..." if len(given) > 80 else given
+                raise UsageError(f"{path}, line 1: expected the header {expected}, got {given or 'nothing'!r}.")
+            for fields in reader:
+                if not fields:
+                    continue
+                if len(fields) != len(header):
+                    raise UsageError(
+                        f"{path}, line {reader.line_num}: expected {len(header)} fields ({','.join(header)}), "
+                        f"got {len(fields)}; is the file cut short?"
+                    )
+                yield reader.line_num, dict(zip(header, fields, strict=True))
+    except OSError as error:
+        raise UsageError(f"{path}: cannot be read ({error.strerror}).") from error
+    except UnicodeDecodeError as error:
+        raise UsageError(f"{path}: not a text file in UTF-8 (byte {error.start}); expected CSV, unpacked.") from error
+    except csv.Error as error:
+        raise UsageError(f"{path}, line {reader.line_num}: not readable as CSV ({error}).") from error
+
+
+def split_path(name: str, file: str) -> Path:
+    """Where a list that comes with vidprep lies: `split_path("toy", "train.csv")`.
+
+    In an installed wheel the lists are in the package, in a checkout beside it.
+    """
+    return _lists_folder() / name / file
+
+
+def _lists_folder() -> Path:
+    package = Path(__file__).parent
+    installed = package / "_splits"
+    return installed if installed.is_dir() else package.parent / "splits"
+
+
+def read_checksums() -> Mapping[str, Mapping[str, int | str]]:
+    """splits/checksums.toml: for each list ("toy/train.csv") its `rows` and `sha256`.
+
+    Raises:
+        VidprepError: the file is missing or damaged.
+    """
+    path = _lists_folder() / "checksums.toml"
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise VidprepError(f"{path}: cannot be read ({error}); install vidprep again.") from error
+
+
+def read_packaged(name: str, file: str) -> str:
+    """The text of a list that comes with vidprep, checked against checksums.toml.
+
+    Raises:
+        ChecksumMismatch: the list was changed.
+        VidprepError: there is no such list, or it cannot be read.
+    """
+    recorded = read_checksums().get(f"{name}/{file}")
+    path = split_path(name, file)
+    if recorded is None:
+        raise VidprepError(f"{path}: not among the lists of {_lists_folder() / 'checksums.toml'}.")
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise VidprepError(f"{path}: cannot be read ({error.strerror}); install vidprep again.") from error
+    sha256 = hashlib.sha256(content).hexdigest()
+    if sha256 != recorded["sha256"]:
+        raise ChecksumMismatch(
+            f"{path}: expected SHA-256 {recorded['sha256']}, got {sha256}; restore the file or install vidprep again."
+        )
+    return content.decode("utf-8")
+
+
+def read_classes(name: str) -> tuple[str, ...]:
+    """The class names of a data set, by index, from splits/NAME/classes.txt.
+
+    Raises:
+        ChecksumMismatch: the list was changed.
+        VidprepError: there is no such list, or it cannot be read.
+    """
+    return tuple(read_packaged(name, "classes.txt").splitlines())
