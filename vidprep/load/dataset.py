@@ -154,27 +154,40 @@ class SampleMaker:
     flip_pairs: Mapping[int, int]
     """Class -> class that a horizontal flip turns it into."""
 
-    def __call__(self, reader: VideoReader, video: Video, *, rng: np.random.Generator | None) -> Sample:
+    def __call__(
+        self,
+        reader: VideoReader,
+        video: Video,
+        *,
+        rng: np.random.Generator | None,
+        pts_seconds: NDArray[np.float64] | None = None,
+    ) -> Sample:
         """The clips of one video, or of its annotated segment; random ones with `rng`.
 
         Views lie crop by crop and inside a crop clip by clip: v = crop * num_clips + clip.
 
+        Args:
+            reader: the opened video.
+            video: its labels and its segment.
+            rng: source of random choices; None for evaluation.
+            pts_seconds: (num_frames,) times of the frames where the reader knows none; None: the reader's.
+
         Raises:
             CorruptVideo: a frame that was asked for does not decode, or the annotated segment holds no frame.
         """
-        within = _frames_of_segment(reader, video)
-        index = self.settings.indices(reader.num_frames if within is None else len(within), rng)  # (clips, t)
-        batch = reader.get_frames_at((index if within is None else within[index]).reshape(-1))
-        frames, labels = batch.to_torch(), video.labels
-        pts_seconds = torch.from_numpy(batch.pts_seconds).reshape(index.shape)
+        times = reader.pts_seconds if pts_seconds is None else pts_seconds
+        candidates = _frames_of_segment(times, video)
+        index = candidates[self.settings.indices(len(candidates), rng)]  # (clips, t)
+        frames, labels = reader.get_frames_at(index.reshape(-1)).to_torch(), video.labels
+        shown = torch.from_numpy(times[index])
         if rng is None:
             crops = self.settings.eval_transform()(frames)  # (crops, clips * t, c, h, w)
             views = crops.reshape(-1, index.shape[1], *crops.shape[2:])
-            pts_seconds = pts_seconds.repeat(len(crops), 1)
+            shown = shown.repeat(len(crops), 1)
         else:
             clip, labels = self.settings.train_transform(self.flip_pairs)(frames, labels, rng)
             views = clip[None]
-        return Sample(video_id=video.video_id, frames=views, labels=self._encode(labels), pts_seconds=pts_seconds)
+        return Sample(video_id=video.video_id, frames=views, labels=self._encode(labels), pts_seconds=shown)
 
     def _encode(self, labels: tuple[int, ...]) -> Tensor:
         if self.task == "single_label":
@@ -305,10 +318,8 @@ def open_videos(
     )
 
 
-def _frames_of_segment(reader: VideoReader, video: Video) -> NDArray[np.int64] | None:
-    if video.start_seconds is None and video.end_seconds is None:
-        return None
+def _frames_of_segment(pts_seconds: NDArray[np.float64], video: Video) -> NDArray[np.int64]:
     try:
-        return frames_between(reader.pts_seconds, video.start_seconds, video.end_seconds)
+        return frames_between(pts_seconds, video.start_seconds, video.end_seconds)
     except ValueError as error:
         raise CorruptVideo(f"{error}.") from error

@@ -160,7 +160,8 @@ class Loader:
                 yield ready.popleft().result()
 
     def _load(self, indices: Sequence[int]) -> Batch:
-        return self._collate([self._load_one(index) for index in indices])
+        with _one_torch_thread():
+            return self._collate([self._load_one(index) for index in indices])
 
     def _load_one(self, index: int) -> Sample:
         try:
@@ -217,6 +218,17 @@ class _PendingBatch:
                 raise result if result is not None else RuntimeError("a sample of this batch was not put yet")
             samples.append(result)
         return samples
+
+
+@contextmanager
+def _one_torch_thread() -> Iterator[None]:
+    """The caller's torch operations on one core: on one clip, several cores mostly wait for each other."""
+    num_threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(num_threads)
 
 
 @contextmanager

@@ -4,6 +4,7 @@ A shard is read with `pread`, which has no position to share: threads, forked an
 use one data set at the same time.
 """
 
+import json
 import os
 from collections.abc import Sequence
 from dataclasses import replace
@@ -17,7 +18,7 @@ from torch.utils.data import Dataset
 from vidprep.decode import Backend, open_video
 from vidprep.decode.types import VideoReader
 from vidprep.errors import CorruptShard, CorruptVideo, UsageError
-from vidprep.index import SampleRow, ShardFacts, read_manifest, read_samples
+from vidprep.index import Manifest, Member, SampleRow, read_manifest, read_samples
 from vidprep.load.dataset import ClipOptions, ClipSettings, SampleMaker, check_labels
 from vidprep.load.types import Sample
 from vidprep.types import Video
@@ -64,7 +65,7 @@ class ShardDataset(Dataset[Sample]):
             raise UsageError(
                 f"{where}: the split holds no samples ({len(self.manifest.faults)} faults); see its report."
             )
-        _check_shards(self.folder, self.manifest.shards, rows)
+        _check_shards(self.folder, self.manifest, rows)
         self.videos = [
             Video(
                 video_id=row.video_id,
@@ -84,7 +85,8 @@ class ShardDataset(Dataset[Sample]):
         )
         self.backend: Backend = backend
         self.epoch = 0
-        self._members = _MemberTable(rows)
+        self._media = _MemberTable([[member for member in row.members if member.name != "json"] for row in rows])
+        self._facts = _MemberTable([[member for member in row.members if member.name == "json"] for row in rows])
         # without their members, which for frame shards are most of the memory
         self._rows = [replace(row, members=()) for row in rows]
         self._files = _ShardFiles(self.folder)
@@ -100,15 +102,19 @@ class ShardDataset(Dataset[Sample]):
         row = self._rows[index]
         try:
             with self._open(index) as reader:
-                return self.make(reader, self.videos[index], rng=self.make.settings.rng(self.epoch, index))
+                return self.make(
+                    reader,
+                    self.videos[index],
+                    rng=self.make.settings.rng(self.epoch, index),
+                    pts_seconds=self._times(index) if self.manifest.content == "frames" else None,
+                )
         except CorruptVideo as error:
             raise CorruptVideo(f"sample {row.key} of {self.folder / row.shard} gives no clip: {error}") from error
 
     def _open(self, index: int) -> VideoReader:
-        row, (offsets, sizes) = self._rows[index], self._members[index]
+        row, (offsets, sizes) = self._rows[index], self._media[index]
         if self.manifest.content == "frames":
-            frames = _StoredFrames(self._files, row.shard, offsets, sizes)
-            return open_video(frames, backend="jpeg", fps=row.fps if row.fps > 0 else None)
+            return open_video(_StoredFrames(self._files, row.shard, offsets, sizes), backend="jpeg")
         data = self._files.read(row.shard, int(offsets[0]), int(sizes[0]))
         reader = open_video(data, backend=self.backend)
         if reader.num_frames != row.num_frames:
@@ -119,22 +125,36 @@ class ShardDataset(Dataset[Sample]):
             )
         return reader
 
+    def _times(self, index: int) -> NDArray[np.float64]:
+        """(num_frames,) when each frame of a frame sample is shown in its video: what KEY.json says."""
+        row, (offsets, sizes) = self._rows[index], self._facts[index]
+        try:
+            facts = json.loads(self._files.read(row.shard, int(offsets[0]), int(sizes[0])))
+            times = np.array(facts["pts_seconds"], dtype=np.float64)  # null -> NaN
+        except (ValueError, KeyError, TypeError) as error:
+            raise CorruptShard(
+                f"{self.folder / row.shard}: {row.key}.json holds no times of the frames ({error!r}); "
+                "run `vidprep verify`."
+            ) from error
+        if times.shape != (row.num_frames,):
+            raise CorruptShard(
+                f"{self.folder / row.shard}: {row.key}.json holds times of shape {times.shape} for {row.num_frames} "
+                "frames; run `vidprep verify`."
+            )
+        return times
+
     def close(self) -> None:
         """Let go of the shards; a later read opens them again."""
         self._files.close()
 
 
 class _MemberTable:
-    """Where each sample's video, or each of its frames, lies: two flat arrays instead of an object per member."""
+    """Where members of each sample lie, in bytes: two flat arrays instead of an object per member."""
 
-    def __init__(self, rows: Sequence[SampleRow]) -> None:
-        media = [[member for member in row.members if member.name != "json"] for row in rows]
-        for row, members in zip(rows, media, strict=True):
-            if not members:
-                raise CorruptShard(f"{row.shard}: sample {row.key} has no video and no frames; write the shards again.")
-        self.offsets = np.array([member.offset for members in media for member in members], dtype=np.int64)
-        self.sizes = np.array([member.size for members in media for member in members], dtype=np.int64)
-        self.first = np.cumsum([0, *(len(members) for members in media)])
+    def __init__(self, members: Sequence[Sequence[Member]]) -> None:
+        self.offsets = np.array([member.offset for sample in members for member in sample], dtype=np.int64)
+        self.sizes = np.array([member.size for sample in members for member in sample], dtype=np.int64)
+        self.first = np.cumsum([0, *map(len, members)])
 
     def __getitem__(self, index: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         part = slice(self.first[index], self.first[index + 1])
@@ -207,11 +227,20 @@ class _StoredFrames(Sequence[bytes]):
         return self._files.read(self._shard, int(self._offsets[index]), int(self._sizes[index]))
 
 
-def _check_shards(folder: Path, shards: Sequence[ShardFacts], rows: Sequence[SampleRow]) -> None:
-    unknown = {row.shard for row in rows} - {shard.name for shard in shards}
+def _check_shards(folder: Path, manifest: Manifest, rows: Sequence[SampleRow]) -> None:
+    """What can be known without reading the shards: the table fits the manifest, the files are there and whole."""
+    unknown = {row.shard for row in rows} - {shard.name for shard in manifest.shards}
     if unknown:
         raise CorruptShard(f"{folder / min(unknown)}: in the table of samples, not in the manifest; write both again.")
-    for shard in shards:
+    for row in rows:
+        expected = 1 if manifest.content == "video" else row.num_frames
+        names = [member.name for member in row.members]
+        if names.count("json") != 1 or len(names) != 1 + expected:
+            raise CorruptShard(
+                f"{folder / row.shard}: sample {row.key} should hold a json file and {expected} of "
+                f"{manifest.content}, the table of samples says {len(names)} files; write the shards again."
+            )
+    for shard in manifest.shards:
         path = folder / shard.name
         try:
             num_bytes = path.stat().st_size

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import simplejpeg
@@ -15,6 +15,7 @@ import simplejpeg
 from tests.videos import write_numbered_video
 from vidprep.decode import open_video
 from vidprep.index import Manifest, Member, SampleRow, ShardFacts, samples_to_frame
+from vidprep.sampling import frames_between
 from vidprep.types import Task, Video
 
 __all__ = ["Source", "numbered_sources", "write_shard_folder"]
@@ -79,13 +80,13 @@ def write_shard_folder(
                         video_id=source.video.video_id,
                         labels=source.video.labels,
                         shard=name,
-                        num_frames=reader.num_frames,
+                        num_frames=reader.num_frames if content == "video" else len(members[key]) - 1,
                         fps=10.0,
                         width=reader.width,
                         height=reader.height,
                         duration_seconds=reader.num_frames / 10,
-                        start_seconds=source.video.start_seconds,
-                        end_seconds=source.video.end_seconds,
+                        start_seconds=source.video.start_seconds if content == "video" else None,
+                        end_seconds=source.video.end_seconds if content == "video" else None,
                         members=tuple(
                             Member(name=suffix, offset=places[f"{key}.{suffix}"][0], size=places[f"{key}.{suffix}"][1])
                             for suffix in members[key]
@@ -113,10 +114,14 @@ def write_shard_folder(
 
 
 def _members(source: Source, content: Literal["video", "frames"]) -> dict[str, bytes]:
-    about = json.dumps({"video_id": source.video.video_id, "labels": source.video.labels}).encode()
+    video = source.video
+    facts: dict[str, Any] = {"video_id": video.video_id, "labels": video.labels}
     if content == "video":
-        return {"json": about, "mp4": source.path.read_bytes()}
+        return {"json": json.dumps(facts).encode(), "mp4": source.path.read_bytes()}
     with open_video(source.path) as reader:
-        frames = reader.get_frames_at(range(reader.num_frames)).data.transpose(0, 2, 3, 1)
+        indices = frames_between(reader.pts_seconds, video.start_seconds, video.end_seconds)
+        frames = reader.get_frames_at(indices).data.transpose(0, 2, 3, 1)
+        facts["pts_seconds"] = reader.pts_seconds[indices].tolist()
     encoded = [simplejpeg.encode_jpeg(np.ascontiguousarray(frame), quality=95) for frame in frames]
-    return {"json": about, **{f"{number:05d}.jpg": data for number, data in enumerate(encoded, start=1)}}
+    members = {f"{number:05d}.jpg": data for number, data in enumerate(encoded, start=1)}
+    return {"json": json.dumps(facts).encode(), **members}

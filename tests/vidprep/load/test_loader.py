@@ -190,12 +190,13 @@ def test_workers_read_at_the_same_time() -> None:
     assert numbers.most_at_once == 4
 
 
-def test_workers_use_one_core_each_and_leave_the_caller_its_own() -> None:
+@pytest.mark.parametrize("workers", [0, 2])
+def test_samples_are_made_on_one_core_each_and_leave_the_caller_its_own(workers: int) -> None:
     before = torch.get_num_threads()
     torch.set_num_threads(2)
     try:
         numbers = Numbers(20)
-        for _ in make_loader(numbers, batch_size=4, workers=2):
+        for _ in make_loader(numbers, batch_size=4, workers=workers):
             assert torch.get_num_threads() == 2
         assert numbers.torch_threads == {1}
         later: list[int] = []

@@ -125,7 +125,9 @@ def test_only_frames_of_the_annotated_segment_are_shown(tmp_path: Path, content:
     video = Video(video_id="v", labels=(0,), start_seconds=0.95, end_seconds=2.5)
     folder = write_shard_folder(tmp_path / "shards", numbered_sources(tmp_path, [video]), content=content)
     sample = ShardDataset(folder, **PLAIN)[0]
-    assert numbers(sample) == [(10 + sample_segments(15, num_segments=8)).tolist()]
+    expected = 10 + sample_segments(15, num_segments=8)
+    assert numbers(sample) == [expected.tolist()]
+    np.testing.assert_allclose(sample.pts_seconds.numpy(), [expected / 10])
     dataset = ShardDataset(folder, **TRAIN)
     for epoch in range(5):
         dataset.set_epoch(epoch)
@@ -271,11 +273,31 @@ def test_a_table_that_does_not_fit_its_manifest_is_refused(tmp_path: Path, sourc
     folder = write_shard_folder(tmp_path, sources[:2])
     rows = read_samples(folder, "train")
     samples_to_frame([replace(rows[0], members=rows[0].members[:1]), rows[1]]).to_parquet(folder / "train.parquet")
-    with pytest.raises(CorruptShard, match=r"train-000000\.tar: sample 00000000 has no video and no frames"):
+    with pytest.raises(CorruptShard, match=r"sample 00000000 should hold a json file and 1 of video, .* says 1 files"):
         ShardDataset(folder, **PLAIN)
     samples_to_frame([replace(rows[0], shard="other.tar"), rows[1]]).to_parquet(folder / "train.parquet")
     with pytest.raises(CorruptShard, match=r"other\.tar: in the table of samples, not in the manifest"):
         ShardDataset(folder, **PLAIN)
+
+
+@pytest.mark.parametrize(
+    ("written", "sentence"),
+    [
+        (b'"pts": [0.0, 0.1,        ', r"00000000\.json holds no times of the frames \(KeyError"),
+        (b'"pts_seconds": [0.0  0.1,', r"00000000\.json holds no times of the frames \(JSONDecodeError"),
+        (b'"pts_seconds": [0.1,     ', r"00000000\.json holds times of shape \(39,\) for 40 frames"),
+    ],
+)
+def test_frames_without_their_times_are_refused(
+    tmp_path: Path, sources: list[Source], written: bytes, sentence: str
+) -> None:
+    folder = write_shard_folder(tmp_path, sources[:1], content="frames")
+    shard = folder / "train-000000.tar"
+    right = b'"pts_seconds": [0.0, 0.1,'
+    assert len(written) == len(right)
+    shard.write_bytes(shard.read_bytes().replace(right, written))
+    with pytest.raises(CorruptShard, match=sentence):
+        ShardDataset(folder, **PLAIN)[0]
 
 
 @pytest.mark.parametrize(
