@@ -10,15 +10,17 @@ With the offsets a loader reads any sample by one `seek`; plain WebDataset reade
 import csv
 import io
 import json
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
-
-import pandas as pd
+from typing import IO, TYPE_CHECKING, Any, Literal
 
 from vidprep.errors import CorruptShard, UnknownName, UsageError, suggest
 from vidprep.types import Task
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 __all__ = [
     "Fault",
@@ -30,7 +32,9 @@ __all__ = [
     "list_splits",
     "read_manifest",
     "read_samples",
+    "row_from_dict",
     "samples_to_frame",
+    "write_samples",
 ]
 
 FORMAT_VERSION = 1
@@ -144,15 +148,50 @@ def read_manifest(folder: Path, split: str | None = None) -> Manifest:
             )
         raw["classes"] = tuple(raw["classes"])
         raw["shards"] = tuple(ShardFacts(**shard) for shard in raw["shards"])
+        for shard in raw["shards"]:
+            if Path(shard.name).name != shard.name:
+                raise CorruptShard(f"{path}: a shard lies beside its manifest, got the name {shard.name!r}.")
         raw["faults"] = tuple(Fault(**fault) for fault in raw["faults"])
         return Manifest(**raw)
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise CorruptShard(f"{path}: not a readable manifest ({error}); write the shards again.") from error
 
 
-def samples_to_frame(samples: Sequence[SampleRow]) -> pd.DataFrame:
+def samples_to_frame(samples: Sequence[SampleRow]) -> "pd.DataFrame":
     """The samples as a table, one row each, in order."""
+    import pandas as pd
+
     return pd.DataFrame([asdict(sample) for sample in samples])
+
+
+def write_samples(stream: IO[bytes], shards: Iterable[Sequence[SampleRow]]) -> int:
+    """Write the table of samples, one shard after the other, in memory for one; how many samples there are."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    member = pa.struct([("name", pa.string()), ("offset", pa.int64()), ("size", pa.int64())])
+    schema = pa.schema(
+        [
+            ("key", pa.string()),
+            ("video_id", pa.string()),
+            ("labels", pa.list_(pa.int64())),
+            ("shard", pa.string()),
+            ("num_frames", pa.int64()),
+            ("fps", pa.float64()),
+            ("width", pa.int64()),
+            ("height", pa.int64()),
+            ("duration_seconds", pa.float64()),
+            ("start_seconds", pa.float64()),
+            ("end_seconds", pa.float64()),
+            ("members", pa.list_(member)),
+        ]
+    )
+    num_samples = 0
+    with pq.ParquetWriter(stream, schema) as writer:
+        for samples in shards:
+            writer.write_table(pa.Table.from_pylist([asdict(sample) for sample in samples], schema=schema))
+            num_samples += len(samples)
+    return num_samples
 
 
 def read_samples(folder: Path, split: str) -> list[SampleRow]:
@@ -161,11 +200,13 @@ def read_samples(folder: Path, split: str) -> list[SampleRow]:
     Raises:
         CorruptShard: the table cannot be read.
     """
+    import pandas as pd
+
     path = folder / f"{split}.parquet"
     try:
         table = pd.read_parquet(path)
         rows: list[dict[Any, Any]] = table.to_dict("records")
-        return [_row(row) for row in rows]
+        return [row_from_dict(row) for row in rows]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CorruptShard(f"{path}: not a readable table of samples ({error}); write the shards again.") from error
 
@@ -179,10 +220,11 @@ def faults_to_csv(faults: Sequence[Fault]) -> str:
     return text.getvalue()
 
 
-def _row(row: Mapping[Any, Any]) -> SampleRow:
+def row_from_dict(row: Mapping[Any, Any]) -> SampleRow:
+    """A sample from its fields as a table or JSON holds them."""
     values = dict(row)
     values["labels"] = tuple(int(label) for label in values["labels"])
     values["members"] = tuple(Member(**member) for member in values["members"])
     for name in ("start_seconds", "end_seconds"):
-        values[name] = None if pd.isna(values[name]) else float(values[name])
+        values[name] = None if values[name] is None or math.isnan(values[name]) else float(values[name])
     return SampleRow(**values)

@@ -1,0 +1,434 @@
+"""The command `vidprep`: each sub-command is one call of the library, and says in words what came of it."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+import typer.core
+
+from vidprep import __version__
+from vidprep.console import run_app
+from vidprep.errors import UsageError
+
+# Everything heavy is imported by the command that needs it: `vidprep --help` answers at once.
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from vidprep.index import Fault
+    from vidprep.splits import Split
+    from vidprep.types import DatasetInfo, FrameFormat
+
+__all__ = ["app", "main"]
+
+# click's UsageError, which typer brings along under a name that changes with its version.
+WrongCommandLine: type[Exception] = typer.BadParameter.__mro__[1]
+
+
+class _OneLineErrors(typer.core.TyperGroup):
+    """Says what is wrong with a command line in one line, as with all other errors."""
+
+    def make_context(self, *args: Any, **kwargs: Any) -> Any:
+        with _said_in_one_line():
+            return super().make_context(*args, **kwargs)
+
+    def invoke(self, ctx: Any) -> Any:
+        with _said_in_one_line():
+            return super().invoke(ctx)
+
+
+@contextmanager
+def _said_in_one_line() -> Iterator[None]:
+    try:
+        yield
+    except WrongCommandLine as error:
+        context = getattr(error, "ctx", None)
+        where = context.command_path if context is not None else "vidprep"
+        sentence = str(getattr(error, "format_message", error.__str__)()).rstrip(".")
+        raise UsageError(f"{sentence}; see `{where} --help`.") from error
+
+
+app = typer.Typer(
+    name="vidprep",
+    cls=_OneLineErrors,
+    help="Video data sets from files to verified WebDataset shards.",
+    invoke_without_command=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+class Check(StrEnum):
+    """How thoroughly a video is looked at."""
+
+    decode = "decode"
+    open = "open"
+
+
+class Content(StrEnum):
+    """What shards hold."""
+
+    video = "video"
+    frames = "frames"
+
+
+class Source(StrEnum):
+    """What shards are made from."""
+
+    videos = "videos"
+    frames = "frames"
+
+
+class RateMode(StrEnum):
+    """What a frame rate means."""
+
+    filter = "filter"
+    output = "output"
+
+
+Dataset = Annotated[str, typer.Option("--dataset", "-d", help="Name of the data set; `vidprep list` names them.")]
+DataRoot = Annotated[Path, typer.Option("--data-root", help="Folder of its videos (folder: or the CSV file itself).")]
+SplitName = Annotated[
+    str | None, typer.Option("--split", "-s", help="Split; may be left out where there is only one (folder: all).")
+]
+Workers = Annotated[
+    int, typer.Option("--workers", "-w", min=1, help="Processes that work at the same time.", show_default="all cores")
+]
+CheckHow = Annotated[Check, typer.Option("--check", help="Decode all of each video, or only open it.")]
+Fps = Annotated[float | None, typer.Option("--fps", help="Frames per second; 0 keeps every frame.")]
+Rate = Annotated[
+    RateMode | None, typer.Option("--rate-mode", help="As ffmpeg -vf fps=N (filter), or as ffmpeg -r N (output).")
+]
+ShortSide = Annotated[int | None, typer.Option("--short-side", help="Shorter side in pixels; 0 keeps the size.")]
+Quality = Annotated[int | None, typer.Option("--quality", help="JPEG quality, 1 to 100.")]
+
+
+def _num_cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def _print_version(is_asked: bool) -> None:
+    if is_asked:
+        typer.echo(f"vidprep {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    context: typer.Context,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help())
+        raise typer.Exit(2)
+
+
+@app.command("list")
+def list_datasets(
+    name: Annotated[str | None, typer.Argument(help="One data set: where it is from, how to get it.")] = None,
+) -> None:
+    """List the data sets, or say more about one."""
+    from vidprep.datasets import DATASETS, get
+
+    if name is not None:
+        _describe(get(name))
+        return
+    rows = [("name", "title", "task", "classes", "splits")]
+    for info in DATASETS.values():
+        rows.append(
+            (
+                info.name,
+                info.title,
+                info.task.replace("_", " "),
+                str(info.num_classes or "its own"),
+                ", ".join(f"{split} {count:,}" if count else split for split, count in info.splits.items()),
+            )
+        )
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        typer.echo("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+
+
+def _describe(info: "DatasetInfo") -> None:
+    frames = info.frames
+    rate = "every frame" if frames.fps is None else f"{frames.fps:g} fps ({frames.rate_mode})"
+    size = "own size" if frames.short_side is None else f"short side {frames.short_side}"
+    facts = {
+        "title": info.title,
+        "task": info.task.replace("_", " "),
+        "classes": str(info.num_classes or "its own"),
+        "splits": ", ".join(f"{split} {count:,}" if count else split for split, count in info.splits.items()),
+        "videos": " or ".join(info.video_paths),
+        "frames": f"{rate}, {size}, JPEG quality {frames.jpeg_quality}, {frames.template}",
+        "how to get": info.instructions,
+        "homepage": info.homepage,
+        "licence": info.licence,
+        "paper": info.paper,
+    }
+    typer.echo(info.name)
+    for label, text in facts.items():
+        if text:
+            typer.echo(f"  {label + ':':<12}{text}")
+
+
+@app.command()
+def toy(
+    data_root: Annotated[Path, typer.Option("--data-root", help="Folder to write to.")],
+    workers: Workers = _num_cores(),
+) -> None:
+    """Generate the toy data set: clips of eight classes that only motion tells apart."""
+    from vidprep.datasets.toy import CLASSES, INFO, generate
+
+    generate(data_root, workers=workers, progress="toy clips")
+    typer.echo(f"{data_root}: {sum(count or 0 for count in INFO.splits.values())} clips of {len(CLASSES)} classes")
+
+
+@app.command()
+def split(
+    dataset: Annotated[str, typer.Argument(help="Name of the data set.")],
+    annotations: Annotated[
+        list[Path], typer.Option("--annotations", "-a", help="An official annotation file; repeat.")
+    ],
+    data_root: Annotated[
+        Path, typer.Option("--data-root", help="Where its videos lie; the lists go to splits/ there.")
+    ],
+) -> None:
+    """Build a data set's lists of videos from its official annotation files."""
+    from vidprep.datasets import build_splits, list_path
+    from vidprep.splits import write_split
+
+    for name, built in build_splits(dataset, annotations).items():
+        path = list_path(data_root, name)
+        write_split(built, path)
+        for note in built.notes:
+            typer.echo(f"note: {note}")
+        typer.echo(f"{path}: {len(built.videos)} videos, {len(built.classes)} classes")
+
+
+@app.command()
+def extract(
+    dataset: Dataset,
+    data_root: DataRoot,
+    split_name: SplitName = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Folder of the frames.", show_default="DATA_ROOT/frames/SPLIT")
+    ] = None,
+    fps: Fps = None,
+    rate_mode: Rate = None,
+    short_side: ShortSide = None,
+    quality: Quality = None,
+    template: Annotated[str | None, typer.Option("--template", help="Names of the frames: image_{:05d}.jpg")] = None,
+    workers: Workers = _num_cores(),
+) -> None:
+    """Extract JPEG frames from the videos of a split, as the data set's published frames are."""
+    from vidprep.extract import extract as extract_split
+
+    info, chosen, paths = _load(dataset, split_name, data_root)
+    settings = _frame_format(
+        info, fps=fps, rate_mode=rate_mode, short_side=short_side, quality=quality, template=template
+    )
+    folder = out or _frames_folder(data_root, chosen.split)
+    report = extract_split(
+        chosen, paths, out=folder, settings=settings, workers=workers, progress=f"extract {chosen.split}"
+    )
+    was_there = report.num_videos - report.num_new
+    there = f", {was_there} of them were there already" if was_there else ""
+    typer.echo(f"{report.folder}: {report.num_frames} frames of {report.num_videos} videos{there}")
+    _tell_faults(report.faults, num_videos=len(chosen.videos), what="no frames")
+
+
+@app.command()
+def shard(
+    dataset: Dataset,
+    data_root: DataRoot,
+    out: Annotated[Path, typer.Option("--out", help="Folder of the shards; several splits may share one.")],
+    split_name: SplitName = None,
+    content: Annotated[
+        Content | None, typer.Option("--content", help="The files as they are, or JPEG frames.", show_default="video")
+    ] = None,
+    source: Annotated[
+        Source, typer.Option("--from", help="From the videos, or from the frames that `vidprep extract` wrote.")
+    ] = Source.videos,
+    frames_root: Annotated[
+        Path | None,
+        typer.Option("--frames-root", help="What `extract --out` named.", show_default="DATA_ROOT/frames/SPLIT"),
+    ] = None,
+    samples_per_shard: Annotated[int, typer.Option("--samples-per-shard", min=1, help="Positions in a shard.")] = 256,
+    check: CheckHow = Check.decode,
+    fps: Fps = None,
+    rate_mode: Rate = None,
+    short_side: ShortSide = None,
+    quality: Quality = None,
+    workers: Workers = _num_cores(),
+) -> None:
+    """Write the videos of a split, or their frames, as WebDataset shards; each is checked first."""
+    from vidprep.shard import shard as shard_split
+
+    is_from_frames = source is Source.frames
+    chosen_content = content or (Content.frames if is_from_frames else Content.video)
+    if chosen_content is Content.video and is_from_frames:
+        raise UsageError("--from frames gives shards of frames; leave --content video out.")
+    options = {"--fps": fps, "--rate-mode": rate_mode, "--short-side": short_side, "--quality": quality}
+    given = [option for option, value in options.items() if value is not None]
+    if given and (chosen_content is Content.video or is_from_frames):
+        raise UsageError(f"{', '.join(given)}: for --content frames straight from videos, not for what is given.")
+    if frames_root is not None and not is_from_frames:
+        raise UsageError("--frames-root: for --from frames only.")
+    info, chosen, paths = _load(dataset, split_name, data_root, is_located=not is_from_frames)
+    settings = None
+    if chosen_content is Content.frames and not is_from_frames:
+        settings = _frame_format(info, fps=fps, rate_mode=rate_mode, short_side=short_side, quality=quality)
+    report = shard_split(
+        chosen,
+        paths,
+        out=out,
+        content=chosen_content.value,
+        frames=settings,
+        frames_from=(frames_root or _frames_folder(data_root, chosen.split)) if is_from_frames else None,
+        samples_per_shard=samples_per_shard,
+        workers=workers,
+        check=check.value,
+        progress=f"shards {chosen.split}",
+    )
+    manifest = report.manifest
+    num_bytes = sum(facts.num_bytes for facts in manifest.shards)
+    state = f"{report.num_new_shards} written now" if report.num_new_shards else "all there already"
+    typer.echo(
+        f"{report.folder}: {manifest.split}: {report.num_samples} samples in {len(manifest.shards)} shards, "
+        f"{num_bytes / 1e6:.1f} MB; {state}"
+    )
+    _tell_faults(manifest.faults, num_videos=manifest.num_videos, what="in no shard")
+
+
+@app.command()
+def verify(
+    shards: Annotated[Path | None, typer.Argument(help="A folder of shards. Or, for videos, leave it out:")] = None,
+    dataset: Annotated[str | None, typer.Option("--dataset", "-d", help="Data set whose videos are verified.")] = None,
+    data_root: Annotated[Path | None, typer.Option("--data-root", help="Folder of its videos.")] = None,
+    split_name: SplitName = None,
+    check: CheckHow = Check.decode,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write the report to this file, too.")] = None,
+    workers: Workers = _num_cores(),
+) -> None:
+    """Verify every byte of a folder of shards, or every video of a data set."""
+    from vidprep import verify as verification
+    from vidprep.engine import publish
+
+    if shards is not None:
+        if dataset is not None or data_root is not None:
+            raise UsageError("give a folder of shards, or --dataset and --data-root, not both.")
+        of_shards = verification.verify_shards(shards, split_name, workers=workers, progress="verify")
+        text, as_json, is_good = of_shards.to_text(), of_shards.to_json(), of_shards.is_sound
+    else:
+        if dataset is None or data_root is None:
+            raise UsageError("give a folder of shards, or --dataset and --data-root to verify videos.")
+        info, chosen, paths = _load(dataset, split_name, data_root)
+        of_videos = verification.verify_videos(
+            chosen,
+            paths,
+            check=check.value,
+            num_published=info.splits.get(chosen.split),
+            workers=workers,
+            progress=f"verify {chosen.split}",
+        )
+        text, as_json, is_good = of_videos.to_text(), of_videos.to_json(), not of_videos.faults
+    typer.echo(text)
+    if json_file is not None:
+        with publish(json_file.absolute()) as stream:
+            stream.write(as_json.encode())
+    if not is_good:
+        raise typer.Exit(1)
+
+
+@app.command()
+def inspect(
+    shards: Annotated[Path, typer.Argument(help="A folder of shards.")],
+    out: Annotated[Path, typer.Option("--out", help="The PNG file to write.")],
+    split_name: SplitName = None,
+    num_samples: Annotated[int, typer.Option("--num-samples", "-n", min=1, max=100, help="Rows of the sheet.")] = 8,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Of the choice of samples.")] = 0,
+) -> None:
+    """Draw a sheet of random samples with their labels."""
+    from vidprep.report import contact_sheet
+
+    rows = contact_sheet(shards, split_name, out, num_samples=num_samples, seed=seed)
+    typer.echo(f"{out}: {len(rows)} samples")
+
+
+def _load(
+    dataset: str, split_name: str | None, data_root: Path, *, is_located: bool = True
+) -> "tuple[DatasetInfo, Split, dict[str, Path]]":
+    """The data set, its split and the files of its videos; what its maker noted is printed."""
+    from vidprep.datasets import folder, get, load_split, locate
+
+    info = get(dataset)
+    if split_name is None:
+        if not data_root.exists():
+            raise UsageError(f"{data_root}: no such data root for {dataset}. {info.instructions}")
+        names = folder.list_splits(data_root) if dataset == folder.INFO.name else list(info.splits)
+        # A CSV file is both "all" and a split of its own name.
+        if len(names) > 1 and not (dataset == folder.INFO.name and data_root.is_file()):
+            raise UsageError(f"{dataset} has the splits {', '.join(names)}; say which with --split.")
+        split_name = folder.ALL if data_root.is_file() else names[0]
+    chosen = load_split(dataset, split_name, data_root=data_root)
+    for note in chosen.notes:
+        typer.echo(f"note: {note}", err=True)
+    return info, chosen, locate(info, chosen, data_root) if is_located else {}
+
+
+def _frames_folder(data_root: Path, split_name: str) -> Path:
+    base = data_root if data_root.is_dir() else data_root.parent
+    return base / "frames" / split_name
+
+
+def _frame_format(
+    info: "DatasetInfo",
+    *,
+    fps: float | None,
+    rate_mode: RateMode | None,
+    short_side: int | None,
+    quality: int | None,
+    template: str | None = None,
+) -> "FrameFormat":
+    """The data set's own format, but for what was asked for."""
+    from dataclasses import replace
+
+    if template is not None and "/" in template:
+        raise UsageError(f"--template: a file name without folders, got {template!r}.")
+    changes: dict[str, object] = {}
+    if fps is not None:
+        changes["fps"] = fps or None
+    if rate_mode is not None:
+        changes["rate_mode"] = rate_mode.value
+    if short_side is not None:
+        changes["short_side"] = short_side or None
+    if quality is not None:
+        changes["jpeg_quality"] = quality
+    if template is not None:
+        changes["template"] = template
+    try:
+        return replace(info.frames, **changes)  # type: ignore[arg-type]  # checked by FrameFormat itself
+    except (ValueError, IndexError, KeyError) as error:
+        raise UsageError(f"frame settings: {error}.") from error
+
+
+def _tell_faults(faults: "Sequence[Fault]", *, num_videos: int, what: str) -> None:
+    """Name each video that something is wrong with, and end with status 1 if there is any."""
+    if not faults:
+        return
+    typer.echo(f"{len(faults)} of {num_videos} videos are {what}:")
+    for fault in faults:
+        typer.echo(f"  {fault.video_id}: {fault.reason}")
+    raise typer.Exit(1)
+
+
+def main() -> int:
+    """Entry point: 0 done, 1 the data were wrong, 2 the question was wrong, 130 interrupted."""
+    return run_app(app)
