@@ -17,6 +17,8 @@ from vidprep.errors import CorruptShard, CorruptVideo, UnknownName, UsageError
 from vidprep.index import Manifest, read_manifest, read_samples, samples_to_frame
 from vidprep.load import ClipOptions, Sample, ShardDataset, make_loader, shards
 from vidprep.sampling import sample_clips, sample_segments
+from vidprep.shard import shard
+from vidprep.splits import Split
 from vidprep.types import Video
 
 PLAIN: ClipOptions = {"num_frames": 8, "resize": SIDE, "crop": SIDE, "mean": (0, 0, 0), "std": (1, 1, 1)}
@@ -73,6 +75,23 @@ def test_video_shards_and_frame_shards_give_the_same_training_clips(tmp_path: Pa
             torch.testing.assert_close(one.pts_seconds, other.pts_seconds)
             # JPEG of quality 95
             assert (one.frames - other.frames).abs().mean() < 0.02
+
+
+@pytest.mark.parametrize("content", ["video", "frames"])
+def test_shards_of_vidprep_shard_give_the_same_samples(
+    tmp_path: Path, sources: list[Source], content: Literal["video", "frames"]
+) -> None:
+    classes = tuple(f"class {k}" for k in range(8))
+    videos = tuple(replace(source.video, start_seconds=1.0, end_seconds=3.5) for source in sources)
+    split = Split(dataset="numbers", split="val", task="single_label", classes=classes, videos=videos)
+    paths = {source.video.video_id: source.path for source in sources}
+    shard(split, paths, out=tmp_path, content=content, samples_per_shard=2)
+    dataset = ShardDataset(tmp_path, **PLAIN)
+    expected = 10 + sample_segments(25, num_segments=8)
+    for k in range(5):
+        assert numbers(dataset[k]) == [(100 * k + expected).tolist()]
+        np.testing.assert_allclose(dataset[k].pts_seconds.numpy(), [expected / 10], atol=1e-6)
+        assert dataset[k].labels.item() == k
 
 
 def test_training_clips_follow_from_seed_epoch_and_position_alone(folder: Path) -> None:
