@@ -7,7 +7,7 @@
 """
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -17,7 +17,7 @@ import av
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["MAX_NUMBER", "SecondStream", "number_image", "read_number", "write_numbered_video"]
+__all__ = ["MAX_NUMBER", "SecondStream", "decode_plainly", "number_image", "read_number", "write_numbered_video"]
 
 MAX_NUMBER = 4095
 GRID = 4
@@ -77,6 +77,15 @@ def read_number(frame: NDArray[Any]) -> int:
     return number
 
 
+def decode_plainly(path: Path | str) -> Iterator[NDArray[np.uint8]]:
+    """Every frame (c, h, w) of the best video stream, upright: what all readers are measured against."""
+    with av.open(f"file:{path}") as container:
+        stream: Any = container.streams.best("video")
+        for frame in container.decode(stream):
+            picture = frame.to_ndarray(format="rgb24")
+            yield np.rot90(picture, round(frame.rotation / 90)).transpose(2, 0, 1)
+
+
 def write_numbered_video(
     path: Path | str,
     *,
@@ -93,6 +102,7 @@ def write_numbered_video(
     pts: Sequence[int] | None = None,
     time_base: Fraction = Fraction(1, 1000),
     rotation: int = 0,
+    mirrored: bool = False,
     second_stream: SecondStream | None = None,
     pixel_format: str = "yuv420p",
     container_options: Mapping[str, str] | None = None,
@@ -115,6 +125,7 @@ def write_numbered_video(
         time_base: unit of `pts` in seconds.
         rotation: display rotation in degrees that a player applies (counter-clockwise, as FFmpeg's display matrix);
             the frames are stored turned the other way, so that their numbers are readable upright.
+        mirrored: the display matrix mirrors left and right; the frames are stored mirrored.
         second_stream: a second video stream.
         pixel_format: as stored.
         container_options: options of the muxer.
@@ -139,8 +150,8 @@ def write_numbered_video(
             stream.codec_context.thread_count = 1
             if bframes is not None:
                 stream.codec_context.max_b_frames = bframes
-            if rotation:
-                stream.set_display_rotation(rotation)
+            if rotation or mirrored:
+                stream.set_display_rotation(rotation, hflip=mirrored)
             streams.append(stream)
         for index in range(max(part.num_frames for part in layout)):
             for part, stream in zip(layout, streams, strict=True):
@@ -148,8 +159,8 @@ def write_numbered_video(
                     continue
                 size = (part.height, part.width) if rotation % 180 else (part.width, part.height)
                 picture = number_image(part.start + index, width=size[0], height=size[1])
-                picture = np.ascontiguousarray(np.rot90(picture, -rotation // 90))
-                frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
+                stored = np.rot90(picture[:, ::-1] if mirrored else picture, -rotation // 90)
+                frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(stored), format="rgb24")
                 frame.pts = index if pts is None or part is not main else pts[index]
                 frame.time_base = step if pts is None else time_base
                 container.mux(stream.encode(frame))

@@ -93,7 +93,7 @@ def check(source: str | Path | bytes) -> VideoFacts:
         try:
             for packet in demux(container, stream):
                 if packet.is_corrupt:
-                    raise CorruptVideo(f"{name}: the packet after frame {num_frames - 1} is damaged or cut short.")
+                    raise CorruptVideo(f"{name}: a packet is damaged or cut short, after {num_frames} frames.")
                 num_hidden += packet.is_discard or (codec == "mpeg4" and packet.size < MPEG4_PLACEHOLDER_BYTES)
                 for frame in stream.decode(packet):
                     if frame.is_corrupt:
@@ -102,7 +102,7 @@ def check(source: str | Path | bytes) -> VideoFacts:
                     num_interlaced += frame.interlaced_frame
             num_frames += len(stream.decode(None))
         except av.error.FFmpegError as error:
-            raise CorruptVideo(f"{name}: decoding stops after frame {num_frames - 1}: {reason_of(error)}.") from error
+            raise CorruptVideo(f"{name}: decoding stops after {num_frames} frames: {reason_of(error)}.") from error
         promised = stream.frames - num_hidden
         # Interlaced AVI files count fields: two of them are one frame.
         if num_frames < promised and not (num_interlaced and 2 * num_frames >= promised):

@@ -272,18 +272,29 @@ class PyavReader:
                     return
 
     def _decode_sequentially(self) -> Iterator[av.VideoFrame]:
-        """A plain decode from the start, in a decoder that has seen nothing before."""
+        """A plain decode from the start, in a decoder that has seen nothing before.
+
+        A recording that was cut between key frames begins with packets that do not decode: there are no frames
+        before its first key frame.
+        """
         container, stream = open_container(self._source)
         index = 0
+        has_key_frame = False
         with container:
             try:
-                for frame in container.decode(stream):
-                    yield frame
-                    index += 1
+                for packet in container.demux(stream):
+                    has_key_frame |= packet.is_keyframe
+                    try:
+                        frames = stream.decode(packet)
+                    except av.error.InvalidDataError:
+                        if has_key_frame:
+                            raise
+                        continue
+                    for frame in frames:
+                        yield frame
+                        index += 1
             except av.error.FFmpegError as error:
-                raise CorruptVideo(
-                    f"{self._name}: decoding stops after frame {index - 1}: {reason_of(error)}."
-                ) from error
+                raise CorruptVideo(f"{self._name}: decoding stops after {index} frames: {reason_of(error)}.") from error
 
     def _decode_runs(self, table: PacketTable, frames: Sequence[int]) -> Iterator[tuple[int, av.VideoFrame]]:
         runs = table.plan(frames)
@@ -373,10 +384,10 @@ def open_container(
         require_file(Path(source))
     try:
         if isinstance(source, bytes):
-            container = av.open(io.BytesIO(source), "r", buffer_size=1 << 20)
+            container = av.open(io.BytesIO(source), "r", buffer_size=1 << 20, metadata_errors="replace")
         else:
             # "file:": a name such as "a:b.mp4" is a name, not a protocol.
-            container = av.open(f"file:{source}", "r")
+            container = av.open(f"file:{source}", "r", metadata_errors="replace")
     except av.error.FFmpegError as error:
         raise CorruptVideo(f"{name}: cannot be opened as a video: {_opening_fault(source, error)}.") from error
     stream = container.streams.best("video")
