@@ -1,0 +1,164 @@
+"""For every method: the form that skips gives what the trainable form gives, at the cost that its masks promise."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from vidmodels.cost import count_cost
+from vidmodels.methods.taps import TapsConfig, build, make_dynamic
+from vidmodels.methods.taps.cost import summarise
+from vidmodels.methods.taps.dynamic import Granularity
+from vidmodels.methods.taps.model import Taps
+from vidmodels.methods.taps.policy import AttentionMode, Policy, PolicyOutput
+
+SMALL: dict[str, Any] = {"depths": (2, 1, 2), "widths": (8, 16, 32), "hidden_dim": 16, "num_heads": 4}
+
+
+@pytest.fixture(autouse=True)
+def seeded() -> Iterator[None]:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        yield
+
+
+def randomised(**settings: Any) -> Taps:
+    """A small model in float64 whose norms and gates are far from their initial values."""
+    model = build(TapsConfig(**{**SMALL, **settings}), 5).double().eval()
+    for name, buffer in model.named_buffers():
+        if "running" in name:
+            buffer.uniform_(0.5, 1.5)
+    for module in model.modules():
+        if isinstance(module, Policy):
+            nn.init.normal_(module.hidden.weight)
+            nn.init.normal_(module.gate.weight)
+            module.hidden_norm.reset_running_stats()
+    return model
+
+
+def clips(num_clips: int = 2, num_frames: int = 4) -> Tensor:
+    return torch.randn(num_clips, num_frames, 3, 40, 48, dtype=torch.float64)
+
+
+class GivenPolicy(Policy):
+    """A policy that decides what it is told: logits (n, t, gates)."""
+
+    def __init__(self, logits: Tensor, in_channels: int) -> None:
+        super().__init__(in_channels, logits.shape[-1], hidden_dim=4, num_heads=4)
+        self.double().eval()
+        self.register_buffer("given", logits)
+
+    def forward(self, pooled: Tensor, *, attention: AttentionMode = "full") -> PolicyOutput:
+        out = super().forward(pooled)
+        return PolicyOutput(**{**out.__dict__, "logits": self.given})
+
+
+def give_masks(model: Taps, logits: Sequence[Tensor]) -> None:
+    rest = list(logits)
+    for stage, blocks in model.backbone.stages.items():
+        model.policies[stage] = nn.ModuleList(GivenPolicy(rest.pop(0), block.shape.in_channels) for block in blocks)
+
+
+@pytest.mark.parametrize("backbone", ["resnet18", "resnet50"])
+@pytest.mark.parametrize("granularity", ["frame", "clip"])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"temporal_shift": "offline", "stem": "conv3"},
+        {"temporal_shift": "none", "eval_attention": "future_bias"},
+        {"soft_gates": False, "feed_forward": True, "positional_encoding": True, "attention": "causal"},
+        {"pruning": False},
+    ],
+)
+def test_dynamic_equals_trainable(backbone: str, granularity: Granularity, settings: dict[str, Any]) -> None:
+    model, frames = randomised(backbone=backbone, **settings), clips()
+    dynamic = make_dynamic(model, granularity=granularity)
+    expected, out = model(frames), dynamic(frames)
+    torch.testing.assert_close(out.logits, expected.logits)
+    assert set(out.aux) == set(expected.aux)
+    for name in out.aux:
+        torch.testing.assert_close(out.aux[name], expected.aux[name])
+
+
+@pytest.mark.parametrize("backbone", ["resnet18", "resnet50"])
+@pytest.mark.parametrize("granularity", ["frame", "clip"])
+@pytest.mark.parametrize("channel_multiple", [1, 16])
+@pytest.mark.parametrize("keep", [0.0, 0.05, 0.5, 1.0])
+def test_dynamic_equals_trainable_for_independent_random_masks(
+    backbone: str, granularity: Granularity, channel_multiple: int, keep: float
+) -> None:
+    model, frames = randomised(backbone=backbone), clips(3, 5)
+    logits = [torch.randn(3, 5, w).double().abs() for w in model.num_gates]
+    logits = [torch.where(torch.rand(part.shape) < keep, part, -part - 0.1) for part in logits]
+    dynamic = make_dynamic(model, granularity=granularity, channel_multiple=channel_multiple)
+    give_masks(model, logits)
+    give_masks(dynamic, logits)
+    expected, out = model(frames), dynamic(frames)
+    assert float(expected.aux["masks"].mean()) == pytest.approx(keep, abs=0.05)
+    torch.testing.assert_close(out.logits, expected.logits)
+
+
+@pytest.mark.parametrize("backbone", ["resnet18", "resnet50"])
+@pytest.mark.parametrize("feed_forward", [False, True])
+def test_macs_that_run_are_the_macs_that_the_masks_promise(backbone: str, feed_forward: bool) -> None:
+    model, frames = randomised(backbone=backbone, feed_forward=feed_forward), clips(3)
+    dynamic = make_dynamic(model)
+    promised = summarise(model, model(frames))
+    assert 0.05 < promised["keep_fraction"] < 0.95
+    assert count_cost(dynamic, frames).macs / 3 == pytest.approx(1e9 * promised["gmacs_counted"], rel=1e-12)
+    assert promised == pytest.approx(summarise(dynamic, dynamic(frames)))
+
+
+def test_the_union_of_a_clip_costs_more_unless_its_frames_agree() -> None:
+    model, frames = randomised(), clips(2)
+    logits = [torch.randn(2, 4, w, dtype=torch.float64) for w in model.num_gates]
+    by_frame, by_clip = make_dynamic(model), make_dynamic(model, granularity="clip")
+    for form in (by_frame, by_clip):
+        give_masks(form, logits)
+    assert count_cost(by_clip, frames).macs > 1.1 * count_cost(by_frame, frames).macs
+    same = [part[:, :1].expand_as(part) for part in logits]
+    for form in (by_frame, by_clip):
+        give_masks(form, same)
+    assert count_cost(by_clip, frames).macs == count_cost(by_frame, frames).macs
+
+
+def test_the_dense_baseline_costs_what_the_trainable_form_runs() -> None:
+    model, frames = randomised(pruning=False), clips()
+    expected = count_cost(model, frames)
+    assert count_cost(make_dynamic(model), frames).macs == expected.macs
+    assert summarise(model, model(frames)) == {
+        "gmacs_masked": pytest.approx((expected.macs - 2 * 4 * 128 * 5) / 2e9),  # the classifier is left out there
+        "gmacs_counted": pytest.approx(expected.macs / 2e9),
+        "keep_fraction": 1.0,
+    }
+
+
+def test_both_forms_share_one_set_of_weights() -> None:
+    model, frames = randomised(), clips()
+    dynamic = make_dynamic(model)
+    assert list(dynamic.state_dict()) == list(model.state_dict())
+    assert all(a is b for a, b in zip(model.parameters(), dynamic.parameters(), strict=True))
+    dynamic(frames)
+    with torch.no_grad():
+        model.backbone.conv1.weight.mul_(1.5)
+        dict(model.named_buffers())["backbone.layer2.0.bn2.running_mean"].add_(0.3)
+    torch.testing.assert_close(dynamic(frames).logits, model(frames).logits)
+
+
+def test_making_the_dynamic_form_leaves_the_mode_of_the_trainable_one() -> None:
+    model = randomised().train()
+    make_dynamic(model)
+    assert all(module.training for module in model.modules())
+
+
+def test_the_dynamic_form_does_not_train() -> None:
+    with pytest.raises(ValueError, match="is for evaluation; train the model that it was made from"):
+        make_dynamic(randomised()).train()
+
+
+def test_only_taps_has_this_dynamic_form() -> None:
+    with pytest.raises(TypeError, match="expected a Taps model, got Linear"):
+        make_dynamic(nn.Linear(1, 1))
