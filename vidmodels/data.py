@@ -2,12 +2,12 @@
 
 from pathlib import Path
 
-from vidmodels.types import Recipe
+from vidmodels.types import Data, Recipe
 from vidprep.datasets import DATASETS
 from vidprep.errors import UsageError
 from vidprep.load.shards import ShardDataset
 
-__all__ = ["open_split"]
+__all__ = ["known_classes", "open_split"]
 
 
 def open_split(recipe: Recipe, folder: Path, split: str, *, train: bool) -> ShardDataset:
@@ -43,8 +43,7 @@ def open_split(recipe: Recipe, folder: Path, split: str, *, train: bool) -> Shar
         std=data.std,
         seed=recipe.train.seed if recipe.train else 0,
     )
-    manifest, info = dataset.manifest, DATASETS.get(data.dataset)
-    expected = info.num_classes if info else None
+    manifest, expected = dataset.manifest, known_classes(data)
     if manifest.dataset != data.dataset or expected not in (None, len(manifest.classes)):
         raise UsageError(
             f"{folder}: holds {manifest.dataset} ({len(manifest.classes)} classes), but recipe {recipe.name} is for "
@@ -52,3 +51,9 @@ def open_split(recipe: Recipe, folder: Path, split: str, *, train: bool) -> Shar
             f"--set data.dataset={manifest.dataset} to use these."
         )
     return dataset
+
+
+def known_classes(data: Data) -> int | None:
+    """Number of classes that a recipe's data have: as it says itself, or as vidprep knows; None: the shards say."""
+    info = DATASETS.get(data.dataset)
+    return data.num_classes or (info.num_classes if info else None)

@@ -17,7 +17,7 @@ from vidmodels.types import Batch, Output
 from vidprep.console import track
 from vidprep.errors import UsageError, VidprepError
 
-__all__ = ["Result", "classify", "mean_average_precision", "topk_accuracy", "write_predictions"]
+__all__ = ["Result", "choose_device", "classify", "mean_average_precision", "topk_accuracy", "write_predictions"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +37,8 @@ class Result:
     top5: float
     map: float
     """Per cent; of multi-label tasks with all labels."""
+    num_clips: int
+    """Clips that the model saw: videos x views."""
     summary: Mapping[str, float]
     """The method's own figures, mean over the clips."""
     seconds: float
@@ -126,9 +128,26 @@ def classify(
         top1=topk_accuracy(all_scores, first, 1),
         top5=topk_accuracy(all_scores, first, 5),
         map=mean_average_precision(all_probabilities, targets, renumber_present_classes=renumber_present_classes)[0],
+        num_clips=num_clips,
         summary={name: total / num_clips for name, total in sums.items()},
         seconds=time.perf_counter() - started,
     )
+
+
+def choose_device(name: str | None) -> torch.device:
+    """The named device, or the best there is.
+
+    Raises:
+        UsageError: no such device, or it is not on this machine.
+    """
+    if name is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise UsageError(f"device {name!r} is not to be had here ({str(error).splitlines()[0]}); try cpu.") from error
+    return device
 
 
 def write_predictions(result: Result, path: Path) -> None:

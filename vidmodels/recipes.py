@@ -83,7 +83,7 @@ def read_recipe(text: str, *, source_file: str, name: str, overrides: Sequence[s
     recipe = _build(Recipe, table, "", faults, {"model": method.Config if method else None})
     if recipe is None:
         count = "1 fault" if len(faults) == 1 else f"{len(faults)} faults"
-        raise UsageError(f"{source_file}: {count}: {'; '.join(fault.rstrip('.') for fault in faults)}.")
+        raise UsageError(f"{source_file}: {count}: {'; '.join(fault.rstrip('.') for fault in faults)}")
     assert isinstance(recipe, Recipe)  # noqa: S101 - tells the type checker what was built
     return recipe
 

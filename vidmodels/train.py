@@ -37,7 +37,7 @@ from vidmodels.checkpoints import (
     write_atomically,
 )
 from vidmodels.data import open_split
-from vidmodels.evaluate import classify
+from vidmodels.evaluate import choose_device, classify
 from vidmodels.methods import METHODS
 from vidmodels.recipes import dump_recipe, load_recipe
 from vidmodels.schedules import learning_rate_factor
@@ -50,7 +50,7 @@ from vidprep.load.shards import ShardDataset
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
-__all__ = ["TrainingDiverged", "choose_device", "train"]
+__all__ = ["TrainingDiverged", "train"]
 
 logger = logging.getLogger(__name__)
 
@@ -148,22 +148,6 @@ def train(
     _write_text(out / "result.json", json.dumps(result, indent=1) + "\n")
     logger.info("best epoch %d: %s", best["epoch"] + 1, _say(best["val"], recipe))
     return result
-
-
-def choose_device(name: str | None) -> torch.device:
-    """The named device, or the best there is.
-
-    Raises:
-        UsageError: no such device, or it is not on this machine.
-    """
-    if name is None:
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise UsageError(f"device {name!r} is not to be had here ({str(error).splitlines()[0]}); try cpu.") from error
-    return device
 
 
 def _facts(data: Path, train_set: ShardDataset, val_set: ShardDataset) -> dict[str, Any]:

@@ -37,6 +37,8 @@ class Data:
     dataset: str
     num_frames: int
     """t, frames of a clip."""
+    num_classes: int | None = None
+    """k; None: as vidprep knows it of the data set, or as the shards say."""
     train_split: str = "train"
     val_split: str = "val"
     train_sampler: Literal["segments", "dense"] = "segments"
@@ -59,6 +61,8 @@ class Data:
 
     def __post_init__(self) -> None:
         _at_least(1, num_frames=self.num_frames, dense_window=self.dense_window, crop=self.crop)
+        if self.num_classes is not None:
+            _at_least(1, num_classes=self.num_classes)
         if self.resize < self.crop:
             raise ValueError(f"resize must be at least crop = {self.crop} pixels, got {self.resize}")
         if not self.train_scales or not all(0 < scale <= 1 for scale in self.train_scales):

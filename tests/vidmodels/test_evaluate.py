@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from tests.vidmodels import fakes
-from vidmodels.evaluate import Result, classify, write_predictions
+from vidmodels.evaluate import Result, choose_device, classify, write_predictions
 from vidmodels.types import Batch, Output
 from vidprep.errors import UsageError, VidprepError
 from vidprep.load.loader import make_loader
@@ -125,3 +125,9 @@ def test_several_labels_are_written_as_a_list(tmp_path: Path) -> None:
     labels = torch.tensor([[1.0, 0, 1]])
     write_predictions(classify(Echo(3), [batch_of([[[0.0, 0, 9]]], labels)], num_classes=3), tmp_path / "p.json")
     assert json.loads((tmp_path / "p.json").read_text())[0]["labels"] == [0, 2]
+
+
+def test_an_unknown_device_is_a_wrong_question() -> None:
+    for name in ("gpu", "cuda:99"):
+        with pytest.raises(UsageError, match=f"device '{name}' is not to be had here"):
+            choose_device(name)

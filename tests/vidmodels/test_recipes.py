@@ -8,6 +8,7 @@ import torch
 from tests.vidmodels import fakes
 from vidmodels import recipes
 from vidmodels.cost import count_cost
+from vidmodels.data import known_classes
 from vidmodels.methods import METHODS
 from vidmodels.recipes import dump_recipe, list_recipes, load_recipe, read_recipe
 from vidmodels.types import Recipe
@@ -195,9 +196,8 @@ def test_every_shipped_recipe_names_splits_its_data_set_has(name: str) -> None:
 @pytest.mark.parametrize("name", SHIPPED)
 def test_every_shipped_recipe_builds_a_model_of_the_published_size(name: str) -> None:
     recipe = load_recipe(name)
-    num_classes = DATASETS[recipe.data.dataset].num_classes if recipe.data.dataset in DATASETS else None
     with torch.device("meta"):
-        model = METHODS[recipe.method].build(recipe.model, num_classes or 200)
+        model = METHODS[recipe.method].build(recipe.model, known_classes(recipe.data) or 200)
         frames = torch.zeros(1, recipe.data.num_frames, 3, recipe.data.crop, recipe.data.crop)
         cost = count_cost(model, frames)
     assert cost.macs > 0

@@ -334,9 +334,3 @@ def test_training_starts_from_a_file_of_weights(tmp_path: Path) -> None:
         run(recipe_with(*overrides), tmp_path / "run")
     with pytest.raises(UsageError, match="fake has no ImageNet weights"):
         run(recipe_with("train.init=imagenet"), tmp_path / "run")
-
-
-def test_an_unknown_device_is_a_wrong_question() -> None:
-    for name in ("gpu", "cuda:99"):
-        with pytest.raises(UsageError, match=f"device '{name}' is not to be had here"):
-            train.choose_device(name)

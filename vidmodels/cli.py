@@ -1,0 +1,259 @@
+"""`vidmodels list | show | train | eval | convert | cost | verify`.
+
+What takes long to import is imported by the command that needs it: `--help` answers at once.
+"""
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from vidprep.console import run_app
+from vidprep.errors import UnknownName, UsageError, suggest
+
+if TYPE_CHECKING:
+    from vidmodels.types import Method, Recipe
+
+__all__ = ["app", "main"]
+
+app = typer.Typer(
+    rich_markup_mode=None,
+    add_completion=False,
+    no_args_is_help=True,
+    help="Train and evaluate efficient video models on the shards that vidprep makes.",
+)
+
+RecipeArgument = Annotated[str, typer.Argument(metavar="RECIPE", help="NAME, METHOD/NAME or a .toml file.")]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Change a setting, such as train.lr=0.02; may be repeated."),
+]
+Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1; by default a GPU where there is one.")]
+Workers = Annotated[int | None, typer.Option(min=0, help="Threads that prepare clips; by default one per CPU.")]
+JsonFile = Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write the figures to a file too.")]
+
+
+def main() -> int:
+    """Run the command line; the exit status."""
+    return run_app(app)
+
+
+@app.command("list")
+def list_command(method: Annotated[str | None, typer.Argument(help="Only recipes of this method.")] = None) -> None:
+    """Show the methods and recipes, with the published figures."""
+    from vidmodels.methods import METHODS
+    from vidmodels.recipes import list_recipes, load_recipe
+
+    names = list_recipes(method)
+    _print_table([["method", "paper"], *([name, METHODS[name].paper] for name in METHODS if method in (None, name))])
+    typer.echo()
+    rows = [["recipe", "data set", "trains", "top-1", "mAP", "GMACs"]]
+    for name in names:
+        recipe = load_recipe(name)
+        published = recipe.published
+        figures = [published.top1, published.map, published.gmacs] if published else [None] * 3
+        trains = f"{recipe.train.epochs} epochs" if recipe.train else "-"
+        rows.append([name, recipe.data.dataset, trains, *("-" if value is None else f"{value:g}" for value in figures)])
+    _print_table(rows)
+    typer.echo("published figures; -: not published as text. `vidmodels show RECIPE` prints all settings.")
+
+
+@app.command()
+def show(recipe: RecipeArgument, overrides: Overrides = None) -> None:
+    """Print a recipe with all its settings, as TOML."""
+    from vidmodels.recipes import dump_recipe, load_recipe
+
+    typer.echo(dump_recipe(load_recipe(recipe, overrides or ())), nl=False)
+
+
+@app.command()
+def train(
+    method: Annotated[str, typer.Argument(help="See `vidmodels list`.")],
+    recipe: Annotated[str, typer.Option(metavar="NAME|FILE", help="A recipe of this method, or a .toml file.")],
+    data: Annotated[Path, typer.Option(metavar="SHARDS", help="What `vidprep shard --out` wrote.")],
+    out: Annotated[
+        Path, typer.Option(metavar="RUN", help="Folder of this run; the same one goes on where it stopped.")
+    ],
+    overrides: Overrides = None,
+    device: Device = None,
+    workers: Workers = None,
+) -> None:
+    """Train a model; the same command again goes on after the last finished epoch."""
+    from vidmodels.recipes import load_recipe
+    from vidmodels.train import train as run_training
+
+    _find_method(method)
+    is_short_name = not recipe.endswith(".toml") and "/" not in recipe
+    loaded = load_recipe(f"{method}/{recipe}" if is_short_name else recipe, overrides or ())
+    if loaded.method != method:
+        raise UsageError(f"recipe {recipe} is for {loaded.method}, not for {method}.")
+    run_training(loaded, data, out, device=device, workers=workers)
+
+
+@app.command("eval")
+def evaluate(
+    targets: Annotated[list[Path], typer.Argument(metavar="RUN|CHECKPOINT...", help="Run folders or weight files.")],
+    recipe: Annotated[str | None, typer.Option(metavar="NAME|FILE", help="For files that bring no recipe.")] = None,
+    data: Annotated[Path | None, typer.Option(metavar="SHARDS", help="By default those of the run.")] = None,
+    split: Annotated[str | None, typer.Option(help="By default the recipe's validation split.")] = None,
+    overrides: Overrides = None,
+    dynamic: Annotated[bool, typer.Option(help="Evaluate the form that really skips, too.")] = True,
+    predictions: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write each video's prediction, .parquet or .json (one target).")
+    ] = None,
+    timed_clips: Annotated[int, typer.Option(min=1, help="Clips of one timed call.")] = 1,
+    timed_runs: Annotated[int, typer.Option(min=1, help="Timed calls of each model; they take turns.")] = 10,
+    device: Device = None,
+    workers: Workers = None,
+    json_file: JsonFile = None,
+) -> None:
+    """Evaluate runs or checkpoints: accuracy, multiply-accumulates and time, masked and really skipped."""
+    from vidmodels.comparison import compare_runs
+    from vidmodels.evaluate import write_predictions
+    from vidmodels.runs import find_run
+
+    if predictions is not None and len(targets) > 1:
+        raise UsageError(f"--predictions holds those of one model, got {len(targets)} targets.")
+    comparison = compare_runs(
+        [find_run(target, recipe=recipe, overrides=overrides or ()) for target in targets],
+        data=data,
+        split=split,
+        dynamic=dynamic,
+        timed_clips=timed_clips,
+        timed_runs=timed_runs,
+        device=device,
+        workers=workers,
+    )
+    typer.echo(comparison.heading)
+    _print_table(comparison.table)
+    for remark in comparison.remarks:
+        typer.echo(remark)
+    if predictions is not None:
+        write_predictions(comparison.runs[0].forms["trainable"].result, predictions)
+    if json_file is not None:
+        _write_json(json_file, comparison.to_json())
+
+
+@app.command()
+def convert(
+    method: Annotated[str, typer.Argument(help="See `vidmodels list`.")],
+    source: Annotated[Path, typer.Argument(metavar="IN.pth", help="A published checkpoint.")],
+    target: Annotated[Path, typer.Argument(metavar="OUT.safetensors", help="The same weights under our names.")],
+) -> None:
+    """Convert a published checkpoint."""
+    from vidmodels.checkpoints import CheckpointError, load_checkpoint, save_weights
+
+    converter = _find_method(method).convert
+    if target.suffix != ".safetensors" or not target.parent.is_dir():
+        raise UsageError(f"{target}: expected a name ending in .safetensors, in a folder that exists.")
+    state = load_checkpoint(source)
+    try:
+        converted = converter(state)
+    except CheckpointError as error:
+        raise CheckpointError(f"{source}: {error}") from error
+    save_weights(target, converted, {"method": method, "source": source.name})
+    num_values = sum(tensor.numel() for tensor in converted.values())
+    typer.echo(f"{target}: {len(converted)} of {len(state)} entries, {num_values / 1e6:.2f} M values")
+
+
+@app.command()
+def cost(
+    recipe: RecipeArgument,
+    overrides: Overrides = None,
+    num_classes: Annotated[int | None, typer.Option("--classes", min=1, help="Where the recipe does not say.")] = None,
+    json_file: JsonFile = None,
+) -> None:
+    """Count a recipe's multiply-accumulates and parameters on one random clip, beside the published figures."""
+    from vidmodels.recipes import load_recipe
+
+    loaded = load_recipe(recipe, overrides or ())
+    figures, by_operator = _count(loaded, num_classes)
+    published = loaded.published
+    known = {
+        "parameters": published.num_params if published else None,
+        "GMACs per clip": published.gmacs if published else None,
+    }
+    data = loaded.data
+    typer.echo(f"{loaded.method}/{loaded.name}: one clip of {data.num_frames} frames, {data.crop} x {data.crop}")
+    rows = [["", "ours", "published", "difference"]]
+    for name, ours in figures.items():
+        theirs = known.get(name)
+        said = "-" if theirs is None else _number(theirs)
+        rows.append([name, _number(ours), said, "-" if theirs is None else f"{100 * (ours / theirs - 1):+.2f} %"])
+    _print_table(rows)
+    typer.echo("\nGMACs by operator, trainable form")
+    _print_table([[name, _number(gmacs)] for name, gmacs in by_operator.items()])
+    typer.echo("Weights are random, so what is skipped says nothing about a trained model.")
+    if published is not None and published.convention:
+        typer.echo(f"Published convention: {published.convention}")
+    if json_file is not None:
+        _write_json(json_file, {"recipe": loaded.name, "figures": figures, "gmacs_by_operator": by_operator})
+
+
+@app.command()
+def verify(
+    paths: Annotated[list[Path], typer.Argument(metavar="PATH...", help="Golden cases: files, or folders of them.")],
+) -> None:
+    """Run golden cases: published numbers against ours."""
+    from vidmodels.golden import verify_command
+
+    raise typer.Exit(verify_command(paths))
+
+
+def _find_method(name: str) -> "Method":
+    from vidmodels.methods import METHODS
+
+    if name not in METHODS:
+        raise UnknownName(f"no method {name!r}; {suggest(name, METHODS)}")
+    return METHODS[name]
+
+
+def _count(recipe: "Recipe", num_classes: int | None) -> tuple[dict[str, float], dict[str, float]]:
+    """Figures of a model with random weights on one random clip; the trainable form's GMACs by operator."""
+    import torch
+
+    from vidmodels.cost import count_cost
+    from vidmodels.data import known_classes
+
+    method = _find_method(recipe.method)
+    num_classes = num_classes or known_classes(recipe.data)
+    if num_classes is None:
+        raise UsageError(
+            f"recipe {recipe.name} does not say how many classes {recipe.data.dataset} has; add --classes."
+        )
+    torch.manual_seed(0)
+    model = method.build(recipe.model, num_classes).eval()
+    clip = torch.randn(1, recipe.data.num_frames, 3, recipe.data.crop, recipe.data.crop)
+    trainable = count_cost(model, clip)
+    figures: dict[str, float] = {"parameters": trainable.num_params, "GMACs per clip": trainable.macs / 1e9}
+    dynamic = method.make_dynamic(model)
+    if dynamic is not model:
+        figures["GMACs per clip, dynamic"] = count_cost(dynamic, clip).macs / 1e9
+    with torch.no_grad():
+        figures |= {f"{name} (random weights)": value for name, value in method.summarise(model, model(clip)).items()}
+    return figures, {name: macs / 1e9 for name, macs in trainable.by_operator.items()}
+
+
+def _print_table(rows: Sequence[Sequence[str]]) -> None:
+    """Columns as wide as their widest cell; figures to the right."""
+    widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
+    for row in rows:
+        cells = [
+            cell.rjust(width) if cell[:1].isdigit() or cell[:1] in "+-" else cell.ljust(width)
+            for cell, width in zip(row, widths, strict=True)
+        ]
+        typer.echo("  ".join(cells).rstrip())
+
+
+def _number(value: float) -> str:
+    return f"{value:,}" if isinstance(value, int) else f"{value:.4f}"
+
+
+def _write_json(path: Path, content: dict[str, Any]) -> None:
+    path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

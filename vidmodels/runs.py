@@ -1,0 +1,96 @@
+"""A trained model with its recipe, from a run folder or a checkpoint file."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from vidmodels.checkpoints import CheckpointError, load_checkpoint, load_into, read_metadata
+from vidmodels.methods import METHODS
+from vidmodels.recipes import load_recipe, read_recipe
+from vidmodels.types import Recipe
+from vidprep.errors import UsageError
+
+__all__ = ["Run", "find_run", "load_model"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """Weights, and what is needed to use them."""
+
+    name: str
+    """Of the run folder, or of the file without its ending."""
+    recipe: Recipe
+    weights: Path
+    data: Path | None
+    """The shards it was trained on, where that is known."""
+
+
+def find_run(target: Path, *, recipe: str | None = None, overrides: Sequence[str] = ()) -> Run:
+    """What `vidmodels train` left in a folder, or a checkpoint file with its recipe.
+
+    Args:
+        target: a run folder (its best weights are taken), or a file of weights.
+        recipe: name or file of a recipe, for files that do not bring theirs: ours have it in their header, and
+            what lies in a run folder has it beside it.
+        overrides: changes to the recipe, as for `load_recipe`.
+
+    Raises:
+        UsageError: nothing there, or no recipe to be found.
+    """
+    folder = target if target.is_dir() else target.parent
+    beside = folder / "recipe.toml"
+    if target.is_dir():
+        if not beside.exists():
+            raise UsageError(
+                f"{target}: no run folder (no recipe.toml in it); give what `vidmodels train --out` wrote, or a "
+                "checkpoint file."
+            )
+        weights, name = target / "best.safetensors", target.resolve().name
+        if not weights.exists():
+            raise UsageError(
+                f"{target}: no best.safetensors yet; let the training get further, or give {target}/last.pt."
+            )
+    else:
+        weights, name = target, target.name.partition(".")[0]
+    header = read_metadata(weights).get("recipe")
+    if recipe is not None:
+        loaded = load_recipe(recipe, overrides)
+    elif header is not None:
+        loaded = read_recipe(header, source_file=f"{weights} (header)", name=name, overrides=overrides)
+    elif beside.exists():
+        loaded = load_recipe(beside, overrides)
+    elif not target.exists():
+        raise UsageError(f"{target}: no such run folder or checkpoint file.")
+    else:
+        raise UsageError(f"{target}: brings no recipe; say which with --recipe.")
+    facts = folder / "run.json"
+    data = Path(json.loads(facts.read_text())["data"]) if facts.exists() else None
+    return Run(name=name, recipe=loaded, weights=weights, data=data)
+
+
+def load_model(run: Run, *, num_classes: int, device: torch.device | str = "cpu") -> nn.Module:
+    """The trainable form with the run's weights, in evaluation mode. Published PyTorch files are converted.
+
+    Raises:
+        CheckpointError: broken, or weights of another method or model.
+    """
+    method = METHODS[run.recipe.method]
+    of_method = read_metadata(run.weights).get("method", method.name)
+    if of_method != method.name:
+        raise CheckpointError(
+            f"{run.weights}: checkpoint of another method: {of_method}; recipe {run.recipe.name} is for {method.name}."
+        )
+    state = load_checkpoint(run.weights)
+    model = method.build(run.recipe.model, num_classes)
+    is_ours = run.weights.suffix == ".safetensors" or set(state) == set(model.state_dict())
+    if not is_ours:
+        try:
+            state = method.convert(state)
+        except CheckpointError as error:
+            raise CheckpointError(f"{run.weights}: {error}") from error
+    load_into(model, state, run.weights)
+    return model.to(device).eval()
