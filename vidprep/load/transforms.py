@@ -27,9 +27,9 @@ def multiscale_crop_sizes(
 ) -> list[tuple[int, int]]:
     """Every (width, height) that the training crop may have, in pixels; the height's scale varies slowest.
 
-    Each side is a scale of the frame's short side, cut to an integer; one that is within 2 pixels of `crop` becomes
-    `crop`, so that most crops of such a frame need no resampling (in frames 1 or 2 pixels smaller than `crop` it
-    then reaches over the edge, and what lies outside is black).
+    Each side is a scale of the frame's short side, cut to an integer but at least 1; one that is within 2 pixels
+    of `crop` becomes `crop`, so that it needs no resampling. In frames 1 or 2 pixels smaller than `crop` it then
+    reaches over the edge, and what lies outside is black.
 
     Args:
         width: of the frame, in pixels.
@@ -41,7 +41,7 @@ def multiscale_crop_sizes(
     Source: TSN's `GroupMultiScaleCrop`, as used by TSM, TAM and TAPS.
     """
     short_side = min(width, height)
-    sides = [int(short_side * scale) for scale in scales]
+    sides = [max(1, int(short_side * scale)) for scale in scales]
     sides = [crop if abs(side - crop) < 3 else side for side in sides]
     return [
         (crop_width, crop_height)

@@ -42,7 +42,7 @@ def test_crop_offsets_lie_on_quarters_of_the_slack() -> None:
     assert crop_offsets(103, 100, 100, 100) == [(0, 0)] * 13  # a slack of 3 pixels has no quarters
 
 
-@given(st.integers(8, 600), st.integers(8, 600), st.integers(8, 300), st.integers(0, 3))
+@given(st.integers(1, 600), st.integers(1, 600), st.integers(8, 300), st.integers(0, 3))
 def test_training_crops_lie_in_the_frame(width: int, height: int, crop: int, max_aspect_step: int) -> None:
     sizes = multiscale_crop_sizes(width, height, scales=SCALES, max_aspect_step=max_aspect_step, crop=crop)
     assert len(sizes) == [4, 10, 14, 16][max_aspect_step]
@@ -97,6 +97,11 @@ def test_a_training_crop_that_fits_is_not_resampled(rng: np.random.Generator) ->
     transform = TrainTransform(crop=64, scales=(1.0,), flip=False)
     clip, _ = transform(frames, (0,), rng)
     assert torch.equal(clip, _normalised(frames))
+
+
+def test_frames_of_one_pixel_are_cropped_too(rng: np.random.Generator) -> None:
+    clip, _ = TrainTransform(crop=16)(_noise(rng, 2, 1, 3), (0,), rng)
+    assert clip.shape == (2, 3, 16, 16)
 
 
 def test_a_training_crop_over_the_edge_is_black_there() -> None:
