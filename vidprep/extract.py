@@ -101,7 +101,7 @@ def select_frames(
 ) -> NDArray[np.int64]:
     """Which frames FFmpeg writes when it is asked for `fps` images per second; ascending, with repeats.
 
-        10 s at 30 fps, fps=5, "filter":  0 3 9 15 ... 291        50 frames, ffmpeg -vf fps=5
+        10 s at 30 fps, fps=5, "filter":  2 8 14 20 ... 296       50 frames, ffmpeg -vf fps=5
                                "output":  0 1 5 11 17 ... 299     52 frames, ffmpeg -vf scale=... -r 5
 
     Both modes write a picture for every tick of 1 / `fps` and repeat one where the video has none. They differ in
@@ -364,6 +364,8 @@ def extract(
         ]
         num_new = 0
         with writing(journal), journal.open("a", encoding="utf-8") as lines:
+            if not journal.read_bytes().endswith(b"\n"):
+                lines.write("\n")  # ends the line that a killed run was writing
             work = partial(_extract_one, out=out, settings=settings)
             with closing(run(todo, work, workers=workers, progress=progress)) as outcomes:
                 for outcome in outcomes:
