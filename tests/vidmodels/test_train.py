@@ -334,3 +334,16 @@ def test_training_starts_from_a_file_of_weights(tmp_path: Path) -> None:
         run(recipe_with(*overrides), tmp_path / "run")
     with pytest.raises(UsageError, match="fake has no ImageNet weights"):
         run(recipe_with("train.init=imagenet"), tmp_path / "run")
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.usefixtures("splits")
+@pytest.mark.parametrize("amp", ["none", "bf16", "fp16"])
+def test_mixed_precision_learns_and_resumes_on_a_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, amp: str) -> None:
+    recipe = recipe_with(f"train.amp={amp}")
+    use_method(monkeypatch, replace(fakes.METHOD, training_step=Interruption(12, KeyboardInterrupt())))
+    with pytest.raises(KeyboardInterrupt):
+        train.train(recipe, Path("shards"), tmp_path / "run", device="cuda", workers=0)
+    result = train.train(recipe, Path("shards"), tmp_path / "run", device="cuda", workers=0)
+    assert result["best"]["top1"] > 90

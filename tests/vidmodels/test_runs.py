@@ -1,0 +1,71 @@
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.vidmodels.shards import TINY
+from vidmodels.checkpoints import CheckpointError, TrainingState, save_training, save_weights
+from vidmodels.methods import METHODS
+from vidmodels.recipes import dump_recipe, load_recipe
+from vidmodels.runs import find_run, load_model
+from vidprep.errors import UsageError
+
+RECIPE = load_recipe("taps/toy", TINY)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A run folder as training leaves it."""
+    out = tmp_path / "run"
+    out.mkdir()
+    state = METHODS["taps"].build(RECIPE.model, 4).state_dict()
+    save_weights(out / "best.safetensors", state, {"method": "taps", "recipe": dump_recipe(RECIPE)})
+    save_training(
+        out / "last.pt", TrainingState(epochs_done=2, state_dict=state, optimizer={}, scaler={}, gradients={})
+    )
+    (out / "recipe.toml").write_text(dump_recipe(RECIPE))
+    (out / "run.json").write_text(json.dumps({"data": "/data/shards"}))
+    return out
+
+
+def test_a_run_folder_gives_its_best_weights_its_recipe_and_its_shards(folder: Path) -> None:
+    run = find_run(folder)
+    assert (run.name, run.recipe, run.weights) == ("run", RECIPE, folder / "best.safetensors")
+    assert run.data == Path("/data/shards")
+
+
+def test_a_file_of_ours_brings_its_recipe_in_its_header(folder: Path, tmp_path: Path) -> None:
+    moved = (folder / "best.safetensors").rename(tmp_path / "taps.safetensors")
+    run = find_run(moved)
+    assert (run.name, run.recipe, run.data) == ("taps", RECIPE, None)
+
+
+def test_the_last_state_of_a_run_takes_the_recipe_beside_it(folder: Path) -> None:
+    run = find_run(folder / "last.pt", overrides=["eval.num_clips=2"])
+    assert run.recipe.eval.num_clips == 2
+    model = load_model(run, num_classes=4)
+    assert not model.training
+    assert len(model.state_dict()) > 0
+
+
+def test_a_run_without_a_best_epoch_says_what_to_do(folder: Path) -> None:
+    (folder / "best.safetensors").unlink()
+    with pytest.raises(
+        UsageError, match=r"no best\.safetensors yet; let the training get further, or give .*/last\.pt"
+    ):
+        find_run(folder)
+
+
+def test_weights_of_another_number_of_classes_are_refused(folder: Path) -> None:
+    with pytest.raises(
+        CheckpointError, match=r"2 of another shape such as head\.weight \(4, \d+\) instead of \(5, \d+\)"
+    ):
+        load_model(find_run(folder), num_classes=5)
+
+
+def test_pytorch_files_of_ours_are_not_converted(folder: Path) -> None:
+    state = load_model(find_run(folder), num_classes=4).state_dict()
+    torch.save(state, folder / "plain.pth")
+    again = load_model(find_run(folder / "plain.pth"), num_classes=4).state_dict()
+    torch.testing.assert_close(again, state, rtol=0, atol=0)
