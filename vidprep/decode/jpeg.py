@@ -136,7 +136,7 @@ def find_frames(folder: Path, *, template: str) -> list[Path]:
         CorruptVideo: none of its files fits, or numbers are missing between the first and the last.
         UsageError: the template has no number field.
     """
-    field = re.search(r"\{:0?\d*d?\}", template)
+    field = re.search(r"\{(:0?\d*d?)?\}", template)
     if field is None:
         raise UsageError(f"the template of the frames' names needs a number field such as {{:05d}}, got {template!r}.")
     if not folder.is_dir():

@@ -23,7 +23,18 @@ from vidprep.decode.sparse import PacketTable, build_packet_table
 from vidprep.decode.types import FrameBatch
 from vidprep.errors import CorruptVideo, MissingVideo
 
-__all__ = ["PyavReader", "check_indices", "describe", "open_container", "orientation", "require_file"]
+__all__ = [
+    "CONTAINERS_WITH_TIMES",
+    "PyavReader",
+    "check_indices",
+    "demux",
+    "describe",
+    "open_container",
+    "orientation",
+    "reason_of",
+    "require_file",
+    "stores_times",
+]
 
 KEPT_PACKET_BYTES = 64 * 1024**2
 """A stream with more compressed bytes is read from its source again for each call."""
@@ -197,7 +208,7 @@ class PyavReader:
         try:
             codec = self._codec.codec.canonical_name
             read = None
-            if CONTAINERS_WITH_TIMES.isdisjoint(self._container.format.name.split(",")):
+            if not stores_times(self._container):
                 self._refuse(f"the container {self._container.format.name} stores no time for each frame")
             else:
                 try:
@@ -404,6 +415,11 @@ def open_container(
     if codec_options:
         video.codec_context.options = dict(codec_options)
     return container, video
+
+
+def stores_times(container: InputContainer) -> bool:
+    """Whether this kind of file says of every frame when it is shown."""
+    return not CONTAINERS_WITH_TIMES.isdisjoint(container.format.name.split(","))
 
 
 def demux(container: InputContainer, stream: VideoStream) -> Iterator[VideoPacket]:

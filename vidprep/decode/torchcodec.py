@@ -10,9 +10,9 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from vidprep.decode.pyav import PyavReader, check_indices, describe, require_file
+from vidprep.decode.pyav import PyavReader, check_indices, describe, open_container, stores_times
 from vidprep.decode.types import FrameBatch
-from vidprep.errors import CorruptVideo, MissingPackage
+from vidprep.errors import CorruptVideo, MissingPackage, UsageError
 
 __all__ = ["TorchcodecReader"]
 
@@ -22,12 +22,15 @@ class TorchcodecReader:
 
     Exact mode scans the packets, so that frame i is the frame that `PyavReader` gives; its colours may differ
     a little (another version of FFmpeg, another conversion to RGB). Approximate mode guesses indices from the
-    average frame rate and gives wrong frames on variable frame rates and open GOPs: it is not offered.
+    average frame rate and gives wrong frames on variable frame rates and open GOPs: it is not offered. Some
+    frames of H.264 with open GOPs are lost (an error says so), and files without a time for each frame (AVI) are
+    refused, because its frames are then not in order.
 
     Raises:
         MissingPackage: torchcodec is not installed, or does not find FFmpeg's libraries.
         MissingVideo: no such file.
         CorruptVideo: torchcodec cannot open it.
+        UsageError: a file without a time for each frame, such as AVI.
     """
 
     def __init__(self, source: str | Path | bytes) -> None:
@@ -44,8 +47,13 @@ class TorchcodecReader:
             ) from error
         self._source = source
         self._name = describe(source)
-        if not isinstance(source, bytes):
-            require_file(Path(source))
+        container, _ = open_container(source)
+        with container:
+            if not stores_times(container):
+                raise UsageError(
+                    f"{self._name}: a file of format {container.format.name} stores no time for each frame, "
+                    f"and torchcodec gives wrong frames of it; use backend 'pyav'."
+                )
         try:
             self._decoder: Any = decoders.VideoDecoder(
                 source if isinstance(source, bytes) else str(source), seek_mode="exact", num_ffmpeg_threads=1
