@@ -370,6 +370,30 @@ def test_lean_files_without_leftovers_convert_too(published: dict[str, Tensor]) 
     assert list(convert(lean)) == list(convert(published))
 
 
+def test_entries_of_resnet18_convert_and_its_unused_linears_are_dropped() -> None:
+    state = build(TapsConfig(backbone="resnet18", hidden_dim=8), 5).state_dict()
+    theirs = {"downsample.": "downsample", "hidden_norm": "gate_bn", "hidden": "gate_fc0", "in_proj.": "in_proj_"}
+    theirs |= {"attention1": "TDCP_ca", "attention2": "TDCP_ca2", "norm1": "TDCP_norm1", "norm2": "TDCP_norm2"}
+    published = {}
+    for name, tensor in state.items():
+        place, _, rest = name.partition(".")
+        if place == "head":
+            published[f"new_fc.{rest}"] = tensor
+        elif place == "backbone":
+            published[f"base_model.{rest.replace('downsample.', 'downsample')}"] = tensor
+        else:
+            stage, block, rest = rest.split(".", 2)
+            for ours, old in theirs.items():
+                rest = rest.replace(ours, old, 1)
+            rest = f"gate_fc1.{rest.removeprefix('gate.')}" if rest.startswith("gate.") else rest
+            published[f"base_model.{stage}.{block}.policy_net.{rest}"] = tensor
+    published["base_model.layer1.0.FBS.weight"] = torch.empty(64, 64)
+    published["base_model.layer1.0.FBS.bias"] = torch.empty(64)
+    converted = convert(published)
+    assert converted.keys() == state.keys()
+    assert all(converted[name] is tensor for name, tensor in state.items())
+
+
 def test_unknown_and_missing_entries_are_named(published: dict[str, Tensor]) -> None:
     with pytest.raises(CheckpointError, match=r"1 unexpected entries such as base_model\.fc\.weight"):
         convert({**published, "base_model.fc.weight": torch.empty(1)})

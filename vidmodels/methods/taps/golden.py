@@ -653,7 +653,7 @@ def _metrics(config: Config, inputs: Mapping[str, Any], _: Any, wanted: Collecti
             mean, each = mean_average_precision(scores, targets, renumber_present_classes=True)
             arrays |= {f"map{kind}.{suffix}": mean, f"ap{kind}.{suffix}": each}
         accuracies = [topk_accuracy(logits, first, k) for k in config["top_k"]]
-        arrays["_".join(f"top{k}" for k in config["top_k"]) + f".{suffix}"] = np.array(accuracies)
+        arrays[f"top1_top5.{suffix}"] = np.array(accuracies)
     return _named(arrays, wanted)
 
 
