@@ -281,26 +281,25 @@ def encode_jpeg(picture: NDArray[np.uint8], *, width: int, height: int, quality:
     from av.video.reformatter import ColorRange, Colorspace, Interpolation
 
     picture = np.ascontiguousarray(picture)
-    if picture.shape[:2] == (height, width):
-        image: bytes = simplejpeg.encode_jpeg(picture, quality=quality, colorspace="RGB", colorsubsampling="420")
-        return image
-    frame = av.VideoFrame.from_ndarray(picture, format="rgb24").reformat(
-        width=width,
-        height=height,
-        format="yuv420p",
-        dst_colorspace=Colorspace.ITU601,
-        dst_color_range=ColorRange.JPEG,
-        interpolation=Interpolation.BICUBIC,
-    )
-    planes = [
-        # Rows of a plane may be padded in memory.
-        np.ascontiguousarray(
-            np.frombuffer(memoryview(plane), dtype=np.uint8).reshape(-1, plane.line_size)[: plane.height, : plane.width]
-        )
-        for plane in frame.planes
-    ]
-    scaled: bytes = simplejpeg.encode_jpeg_yuv_planes(*planes, quality=quality)
-    return scaled
+    if picture.shape[:2] != (height, width):
+        frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
+        size = {"width": width, "height": height, "interpolation": Interpolation.BICUBIC}
+        if width % 2 == 0 and height % 2 == 0:
+            scaled = frame.reformat(
+                **size, format="yuv420p", dst_colorspace=Colorspace.ITU601, dst_color_range=ColorRange.JPEG
+            )
+            from_planes: bytes = simplejpeg.encode_jpeg_yuv_planes(*map(_plane, scaled.planes), quality=quality)
+            return from_planes
+        # Of planes with an odd side simplejpeg 1.9 reads a row or column too many, whatever lies in memory there.
+        picture = np.ascontiguousarray(frame.reformat(**size, format="rgb24").to_ndarray())
+    from_rgb: bytes = simplejpeg.encode_jpeg(picture, quality=quality, colorspace="RGB", colorsubsampling="420")
+    return from_rgb
+
+
+def _plane(plane: Any) -> NDArray[np.uint8]:
+    """(h, w), without the padding at the ends of rows."""
+    rows = np.frombuffer(memoryview(plane), dtype=np.uint8).reshape(-1, plane.line_size)
+    return np.ascontiguousarray(rows[: plane.height, : plane.width])
 
 
 def folder_name(video: Video) -> str:
@@ -362,18 +361,11 @@ def extract(
             for video in split.videos
             if not _is_done(video, done, old_faults, paths.get(video.video_id), out)
         ]
-        num_new = 0
-        with writing(journal), journal.open("a", encoding="utf-8") as lines:
-            if not journal.read_bytes().endswith(b"\n"):
-                lines.write("\n")  # ends the line that a killed run was writing
-            work = partial(_extract_one, out=out, settings=settings)
-            with closing(run(todo, work, workers=workers, progress=progress)) as outcomes:
-                for outcome in outcomes:
-                    video, path = outcome.unit
-                    entry = _entry(video, path, outcome.result, outcome.error)
-                    lines.write(json.dumps(entry) + "\n")
-                    lines.flush()
-                    num_new += "facts" in entry
+        try:
+            num_new = _extract_all(todo, journal, out=out, settings=settings, workers=workers, progress=progress)
+        except BaseException:
+            _sweep_folders(out)  # what workers were filling when they were ended
+            raise
         return _finish(split, out=out, journal=journal, plan=plan, num_new=num_new)
 
 
@@ -486,6 +478,31 @@ def _sweep_folders(out: Path) -> None:
 
 HALF_FILLED = ".part"
 """Folder below `out` in which folders are filled before they get their place."""
+
+
+def _extract_all(
+    todo: Sequence[tuple[Video, Path | None]],
+    journal: Path,
+    *,
+    out: Path,
+    settings: FrameFormat,
+    workers: int,
+    progress: str | None,
+) -> int:
+    """Extract the frames of each video and note it in the journal; how many videos got frames."""
+    num_new = 0
+    with writing(journal), journal.open("a", encoding="utf-8") as lines:
+        if not journal.read_bytes().endswith(b"\n"):
+            lines.write("\n")  # ends the line that a killed run was writing
+        work = partial(_extract_one, out=out, settings=settings)
+        with closing(run(todo, work, workers=workers, progress=progress)) as outcomes:
+            for outcome in outcomes:
+                video, path = outcome.unit
+                entry = _entry(video, path, outcome.result, outcome.error)
+                lines.write(json.dumps(entry) + "\n")
+                lines.flush()
+                num_new += "facts" in entry
+    return num_new
 
 
 def _extract_one(unit: tuple[Video, Path | None], *, out: Path, settings: FrameFormat) -> FrameFacts:

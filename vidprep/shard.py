@@ -184,7 +184,7 @@ def shard(
         _begin(plan_path, plan, split.split)
     with lock(plan_path, purpose="vidprep shard"):
         _refuse_other_plan(plan_path, plan)
-        sweep(out, rf"{re.escape(split.split)}(-\d{{6}})?\.(tar|jsonl|json|plan\.json|parquet|faults\.csv)")
+        _sweep(out, split.split)
         job = _Job(
             out=out,
             dataset=split.dataset,
@@ -204,8 +204,12 @@ def shard(
             # No manifest while its shards change: after a kill nothing may pass for finished.
             with writing(out):
                 (out / f"{split.split}.json").unlink(missing_ok=True)
-            _write_all(todo, job, workers=workers, progress=progress)
-            manifest = _publish(split, units, job, plan)
+            try:
+                _write_all(todo, job, workers=workers, progress=progress)
+                manifest = _publish(split, units, job, plan)
+            except BaseException:
+                _sweep(out, split.split)  # what workers were writing when they were ended
+                raise
         return ShardReport(
             folder=out,
             manifest=manifest,
@@ -324,6 +328,10 @@ def _parse_header(line: str) -> _Finished:
         faults=tuple(Fault(**fault) for fault in raw["faults"]),
         sources=tuple(raw["sources"]),
     )
+
+
+def _sweep(out: Path, split: str) -> None:
+    sweep(out, rf"{re.escape(split)}(-\d{{6}})?\.(tar|jsonl|json|plan\.json|parquet|faults\.csv)")
 
 
 def _is_published(out: Path, split: Split) -> bool:

@@ -176,6 +176,16 @@ def test_jpeg_images_keep_colours_and_range(size: tuple[int, int]) -> None:
         assert set(np.unique(simplejpeg.decode_jpeg(flat))) == {level}
 
 
+@pytest.mark.parametrize("size", [(43, 32), (44, 31), (465, 350), (44, 32)])
+def test_the_same_picture_gives_the_same_bytes(size: tuple[int, int], rng: np.random.Generator) -> None:
+    picture = rng.integers(0, 256, (48, 64, 3), dtype=np.uint8)
+    images = set()
+    for _ in range(20):
+        images.add(encode_jpeg(picture, width=size[0], height=size[1], quality=90))
+        rng.integers(0, 256, 100_000, dtype=np.uint8)  # other memory around the next one
+    assert len(images) == 1
+
+
 def test_extracted_frames_are_those_asked_for_under_their_names(tmp_path: Path) -> None:
     path = write_numbered_video(tmp_path / "a.mp4", num_frames=60, fps=30)
     settings = FrameFormat(fps=5, rate_mode="output", short_side=48, template="image_{:05d}.jpg")
