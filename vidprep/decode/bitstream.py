@@ -66,11 +66,19 @@ def _h264_reader(extradata: bytes) -> Callable[[memoryview], PacketHeader]:
     for unit in sequence_sets:
         _require_whole_frames(unit)
 
+    # By the first byte of a slice: nal_ref_idc(2 bits) 0 is droppable, nal_unit_type(5 bits) 5 is an entry.
+    pictures = {
+        first: PacketHeader(num_shown=1, is_entry=first & 31 == 5, is_droppable=not first & 0x60)
+        for first in range(256)
+        if first & 31 in (1, 5)
+    }
+
     def read(packet: memoryview) -> PacketHeader:
         for unit in _units(packet, length_size):
-            kind = unit[0] & 31
-            if kind in (1, 5):
-                return PacketHeader(num_shown=1, is_entry=kind == 5, is_droppable=not unit[0] & 0x60)
+            first = unit[0]
+            if first in pictures:
+                return pictures[first]
+            kind = first & 31
             if kind in (7, 8, 13, 15) and unit.tobytes().rstrip(b"\0") not in extradata:
                 raise UnmappablePackets("the H.264 parameter sets change")
             if kind in (2, 3, 4):
