@@ -1,8 +1,8 @@
 """`toy`: generated clips of eight classes that only motion tells apart.
 
-A scene is a static background and some shapes; the eight clips of a scene show it drifting in the eight directions
-at the same speed, wrapped around the edges. All eight pass through the same picture halfway, and the clip of one
-direction played backwards is that of the opposite one, so that no single frame says which way things move.
+A scene is a static background and some shapes. Its eight clips show the shapes drifting at the same speed in the eight
+directions, wrapped around the edges, each clip from a place drawn by lot: every position in every frame is as likely in
+one class as in another, so that no single frame says which way things move.
 """
 
 import io
@@ -117,13 +117,15 @@ def _write_clip(clip: _Clip) -> None:
 
 def render_clip(split: str, scene: int, label: int) -> NDArray[np.uint8]:
     """Frames (t, h, w, c) of one clip, RGB, before encoding."""
-    rng = np.random.default_rng([SEED, list(NUM_SCENES).index(split), scene])  # the label has no part in it
+    seed = [SEED, list(NUM_SCENES).index(split), scene]
+    rng = np.random.default_rng(seed)  # one scene for all classes
     background = _draw_background(rng)
     shapes = _draw_shapes(rng)
     pixels_per_frame = rng.uniform(1.2, 1.9)  # 4.5 to 7 px between two of 8 frames out of 30
+    start = np.random.default_rng([*seed, label]).uniform(0, SIZE, size=2)
     angle = label * np.pi / 4
-    steps = (np.arange(NUM_FRAMES) - (NUM_FRAMES - 1) / 2) * pixels_per_frame
-    drift = np.stack([-np.sin(angle) * steps, np.cos(angle) * steps], axis=1)  # (t, 2): rows grow downwards
+    steps = np.arange(NUM_FRAMES)[:, None] * pixels_per_frame
+    drift = start + steps * np.array([-np.sin(angle), np.cos(angle)])  # (t, 2): rows grow downwards
     frames = np.repeat(background[None], NUM_FRAMES, axis=0)
     for shape in shapes:
         _paint(frames, shape, drift)
@@ -148,7 +150,7 @@ PALETTE = np.array(
 @dataclass(frozen=True, kw_only=True)
 class _Shape:
     centre: NDArray[np.float64]
-    """(row, column) in pixels, halfway through the clip."""
+    """(row, column) in pixels, before the drift."""
     radius: float
     num_corners: int
     """0 is a disc."""
@@ -172,14 +174,13 @@ def _draw_background(rng: np.random.Generator) -> NDArray[np.float64]:
 def _draw_shapes(rng: np.random.Generator) -> list[_Shape]:
     """Shapes in a jittered 3 x 3 grid, so that they rarely overlap; some cells stay empty."""
     cell = SIZE / 3
-    origin = rng.uniform(0, SIZE, size=2)
     cells = rng.permutation(9)[: rng.integers(6, 9)]
     shapes = []
     for place in cells:
         first, second = rng.choice(len(PALETTE), size=2, replace=False)
         shapes.append(
             _Shape(
-                centre=origin + np.array(divmod(place, 3)) * cell + rng.uniform(-0.15, 0.15, size=2) * cell,
+                centre=np.array(divmod(place, 3)) * cell + rng.uniform(-0.15, 0.15, size=2) * cell,
                 radius=rng.uniform(9.0, 13.0),
                 num_corners=int(rng.choice([0, 3, 4, 5, 6])),
                 rotation=rng.uniform(0, 2 * np.pi),
