@@ -31,9 +31,10 @@ WrongCommandLine: type[Exception] = typer.BadParameter.__mro__[1]
 class _OneLineErrors(typer.core.TyperGroup):
     """Says what is wrong with a command line in one line, as with all other errors."""
 
-    def make_context(self, *args: Any, **kwargs: Any) -> Any:
+    def make_context(self, info_name: str | None, args: list[str], *more: Any, **extra: Any) -> Any:
         with _said_in_one_line():
-            return super().make_context(*args, **kwargs)
+            # Not the name of the file that was started, which differs with the way it was installed.
+            return super().make_context("vidprep", args, *more, **extra)
 
     def invoke(self, ctx: Any) -> Any:
         with _said_in_one_line():
@@ -241,7 +242,7 @@ def extract(
     was_there = report.num_videos - report.num_new
     there = f", {was_there} of them were there already" if was_there else ""
     typer.echo(f"{report.folder}: {report.num_frames} frames of {report.num_videos} videos{there}")
-    _tell_faults(report.faults, num_videos=len(chosen.videos), what="no frames")
+    _tell_faults(report.faults, num_videos=len(chosen.videos), what="without frames")
 
 
 @app.command()

@@ -529,10 +529,10 @@ def _extract_one(unit: tuple[Video, Path | None], *, out: Path, settings: FrameF
 def _entry(video: Video, path: Path | None, facts: FrameFacts | None, error: Exception | None) -> dict[str, Any]:
     if facts is not None:
         return {"folder": facts.folder, "facts": asdict(facts)}
+    text = str(error).removeprefix(f"{path}: ").rstrip(".")  # the path has its own column
     return {
         "folder": folder_name(video),
-        "video_id": video.video_id,
-        "reason": str(error) if isinstance(error, VidprepError) else f"{type(error).__name__}: {error}",
+        "reason": text if isinstance(error, VidprepError) else f"{type(error).__name__}: {text}",
         "path": str(path or ""),
         "source": source_state(path),
     }
