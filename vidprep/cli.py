@@ -261,7 +261,12 @@ def shard(
         Path | None,
         typer.Option("--frames-root", help="What `extract --out` named.", show_default="DATA_ROOT/frames/SPLIT"),
     ] = None,
-    samples_per_shard: Annotated[int, typer.Option("--samples-per-shard", min=1, help="Positions in a shard.")] = 256,
+    samples_per_shard: Annotated[
+        int | None,
+        typer.Option(
+            "--samples-per-shard", min=1, help="Positions in a shard.", show_default="16 to 256, by the split"
+        ),
+    ] = None,
     check: CheckHow = Check.decode,
     fps: Fps = None,
     rate_mode: Rate = None,

@@ -40,13 +40,15 @@ from vidprep.probe import VideoFacts, check, probe
 from vidprep.splits import Split
 from vidprep.types import FrameFormat, Video
 
-__all__ = ["SAMPLES_PER_SHARD", "ShardReport", "TarWriter", "shard"]
+__all__ = ["ShardReport", "TarWriter", "default_samples_per_shard", "shard"]
 
 Content = Literal["video", "frames"]
 Check = Literal["decode", "open"]
 
-SAMPLES_PER_SHARD = 256
+MAX_SAMPLES_PER_SHARD = 256
 """A shard of ten-second clips at 256 lines has then some 100 MB."""
+NUM_SHARDS, MIN_SAMPLES_PER_SHARD = 16, 16
+"""Smaller splits get some 16 shards, for as many workers and for readers that shuffle shards; but no crumbs."""
 MAX_MEMBER_BYTES = 8 * 1024**3 - 1
 """USTAR writes sizes with eleven octal digits."""
 
@@ -136,7 +138,7 @@ def shard(
     content: Content = "video",
     frames: FrameFormat | None = None,
     frames_from: Path | None = None,
-    samples_per_shard: int = SAMPLES_PER_SHARD,
+    samples_per_shard: int | None = None,
     workers: int = 1,
     check: Check = "decode",
     progress: str | None = None,
@@ -153,7 +155,7 @@ def shard(
         content: the files as they are, or JPEG frames.
         frames: which frames, for `content` "frames" straight from the videos.
         frames_from: a folder that `extract` wrote, to take the frames from.
-        samples_per_shard: positions of the split in one shard.
+        samples_per_shard: positions of the split in one shard; None: `default_samples_per_shard`.
         workers: processes; each holds one video in memory.
         check: "decode" all of each video, or only "open" it and decode its first frame.
         progress: shown while it runs; None shows nothing.
@@ -164,6 +166,8 @@ def shard(
     """
     if not split.videos:
         raise UsageError(f"{split.dataset}/{split.split}: the split is empty, there is nothing to shard.")
+    if samples_per_shard is None:
+        samples_per_shard = default_samples_per_shard(len(split.videos))
     if samples_per_shard < 1:
         raise UsageError(f"samples_per_shard must be at least 1, got {samples_per_shard}.")
     if content == "video" and (frames is not None or frames_from is not None):
@@ -216,6 +220,11 @@ def shard(
             num_samples=sum(facts.num_samples for facts in manifest.shards),
             num_new_shards=len(todo),
         )
+
+
+def default_samples_per_shard(num_videos: int) -> int:
+    """Positions in a shard by the size of the split: 37 videos -> 16, 400 -> 25, 20,000 -> 256."""
+    return min(max(-(-num_videos // NUM_SHARDS), MIN_SAMPLES_PER_SHARD), MAX_SAMPLES_PER_SHARD)
 
 
 # The plan

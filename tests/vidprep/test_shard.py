@@ -26,7 +26,7 @@ from vidprep.errors import UsageError
 from vidprep.extract import extract, select_frames
 from vidprep.index import read_manifest, read_samples
 from vidprep.probe import VideoFacts, check
-from vidprep.shard import TarWriter, shard
+from vidprep.shard import TarWriter, default_samples_per_shard, shard
 from vidprep.splits import Split
 from vidprep.types import FrameFormat, Video
 from vidprep.verify import verify_shards
@@ -259,6 +259,11 @@ def test_foreign_shards_are_left_alone(videos: dict[str, Path], tmp_path: Path) 
         shard(make_split(*videos), videos, out=tmp_path)
 
 
+@pytest.mark.parametrize(("num_videos", "expected"), [(1, 16), (37, 16), (400, 25), (4096, 256), (240_000, 256)])
+def test_small_splits_get_several_shards(num_videos: int, expected: int) -> None:
+    assert default_samples_per_shard(num_videos) == expected
+
+
 def test_out_that_is_a_file_and_senseless_settings_are_refused(videos: dict[str, Path], tmp_path: Path) -> None:
     split = make_split(*videos)
     (tmp_path / "file").touch()
@@ -396,7 +401,7 @@ def test_flips_and_settings_stand_in_the_manifest(videos: dict[str, Path], tmp_p
     shard(split, videos, out=tmp_path)
     manifest = read_manifest(tmp_path)
     assert manifest.flip_pairs["0"] == 4
-    assert manifest.settings == {"source": "videos", "samples_per_shard": 256, "check": "decode", "frames": None}
+    assert manifest.settings == {"source": "videos", "samples_per_shard": 16, "check": "decode", "frames": None}
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="mounting needs root")
