@@ -1,4 +1,4 @@
-"""Numbered videos for the tests, drawn by `vidprep.miniature.videos`, and the plain decode that they are held against."""
+"""Numbered videos for the tests, drawn by `vidprep.miniature.videos`, and the plain decode as their measure."""
 
 from collections.abc import Iterator
 from pathlib import Path
