@@ -118,8 +118,11 @@ class FrameFormat:
     """Which meaning of "5 fps": ffmpeg's `-vf fps=5` ("filter", 50 frames of 10 s) or its `-r 5` ("output", 52)."""
     short_side: int | None = None
     """Length of the shorter side in pixels; None keeps the size."""
+    height: int | None = None
+    """Height in pixels, the width in proportion (ffmpeg `scale=-1:HEIGHT`: upright videos become narrow); or None."""
     jpeg_quality: int = 90
     template: str = "image_{:05d}.jpg"
+    """Names of the frames; one that ends in .png stores PNG images."""
     first_index: int = 1
 
     def __post_init__(self) -> None:
@@ -127,6 +130,8 @@ class FrameFormat:
             raise ValueError(f"fps must be positive or None, got {self.fps}")
         if self.short_side is not None and self.short_side < 1:
             raise ValueError(f"short_side must be at least 1 pixel or None, got {self.short_side}")
+        if self.height is not None and (self.height < 1 or self.short_side is not None):
+            raise ValueError(f"height is 1 pixel or more and goes without short_side, got {self.height}")
         if not 1 <= self.jpeg_quality <= 100:
             raise ValueError(f"jpeg_quality lies between 1 and 100, got {self.jpeg_quality}")
         if self.first_index < 0:
