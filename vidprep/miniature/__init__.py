@@ -13,7 +13,7 @@ import numpy as np
 
 from vidprep import engine
 from vidprep.errors import UnknownName, UsageError, suggest
-from vidprep.miniature import kinetics
+from vidprep.miniature import activitynet, kinetics, twenty_bn
 from vidprep.miniature.plan import (
     EXPECTED,
     Content,
@@ -44,6 +44,10 @@ MAKERS: Mapping[str, Callable[[str, Path, Workshop, np.random.Generator], Conten
     "kinetics700": kinetics.make,
     "mini_kinetics": kinetics.make,
     "mini_kinetics_xie2018": kinetics.make,
+    "something_v2": twenty_bn.make,
+    "something_v1": twenty_bn.make,
+    "jester": twenty_bn.make,
+    "activitynet": activitynet.make,
 }
 """Data set -> what writes its archives and annotations."""
 

@@ -125,6 +125,8 @@ def make(name: str, out: Path, workshop: Workshop, rng: np.random.Generator) -> 
         traps["plain tar named .tar.gz"] = "archives/train/part_1.tar.gz"
     if edition == "kinetics600":
         traps["incomplete val.csv beside the complete val.txt"] = "annotations/val.csv"
+    if name == "mini_kinetics":
+        traps["list of TAPS, with CRLF and a wrong number of frames"] = "annotations/mini_val_videofolder_aug23.txt"
     if name in FOREIGN_CLASS:
         traps["class of Kinetics-400 that the set leaves out"] = FOREIGN_CLASS[name]
     annotations = _write_annotations(name, out / "annotations", rows)
@@ -231,6 +233,11 @@ def _write_annotations(name: str, folder: Path, rows: Sequence[_Row]) -> tuple[s
         written.append(f"annotations/{file}")
         if file == "val.txt":
             (folder / "val.csv").write_bytes(newline.join(lines[: len(lines) // 2 + 1]).encode())
+        if name == "mini_kinetics":
+            # As TAPS publishes its lists: -r 5 of ten seconds, CRLF, all clips that it could read.
+            listed = [row for row in of_split if row.clip.flaw is None and not row.is_foreign]
+            lines = [f"{split}/{row.class_name}/{row.clip.video_id} 52 {row.clip.labels[0]}\r\n" for row in listed]
+            (folder / f"mini_{split}_videofolder_aug23.txt").write_bytes("".join(lines).encode())
         if name == "mini_kinetics_xie2018":
             ids = [row.youtube_id for row in of_split if not row.is_foreign]
             (folder / f"{split}_ytid_list.txt").write_text("\n".join(ids) + "\n")

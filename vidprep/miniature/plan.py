@@ -36,7 +36,8 @@ __all__ = [
 ]
 
 Flaw = Literal["missing", "empty", "truncated"]
-"""Why a video cannot become a sample: listed without a file, a file of zero bytes, a file without its end."""
+"""Why a video cannot become a sample: listed without a file (or folder); a file of zero bytes (a folder without an
+image); a file without its end (an image without its end)."""
 
 EXPECTED = "expected.json"
 JPEG_QUALITY = 90
@@ -248,14 +249,15 @@ def make_tar(folder: Path, *, is_gzip: bool = True, only: Collection[str] | None
     Args:
         folder: names in the tar are relative to it.
         is_gzip: gzip, with no name and time in its header.
-        only: files and folders directly below `folder` that go in; all when left out.
+        only: files and folders below `folder` that go in; all when left out.
     """
     stream = io.BytesIO()
     with tarfile.open(fileobj=stream, mode="w", format=tarfile.USTAR_FORMAT) as tar:
         for path in sorted(folder.rglob("*")):
-            if only is not None and path.relative_to(folder).parts[0] not in only:
+            below = path.relative_to(folder)
+            if only is not None and not any(below.is_relative_to(name) for name in only):
                 continue
-            member = tarfile.TarInfo(path.relative_to(folder).as_posix())
+            member = tarfile.TarInfo(below.as_posix())
             if path.is_dir():
                 member.type, member.mode = tarfile.DIRTYPE, 0o755
                 tar.addfile(member)
