@@ -13,7 +13,7 @@ import numpy as np
 
 from vidprep import engine
 from vidprep.errors import UnknownName, UsageError, suggest
-from vidprep.miniature import activitynet, kinetics, twenty_bn
+from vidprep.miniature import activitynet, epic_kitchens, fcvid, imagenet_vid, kinetics, twenty_bn
 from vidprep.miniature.plan import (
     EXPECTED,
     Content,
@@ -48,6 +48,9 @@ MAKERS: Mapping[str, Callable[[str, Path, Workshop, np.random.Generator], Conten
     "something_v1": twenty_bn.make,
     "jester": twenty_bn.make,
     "activitynet": activitynet.make,
+    "fcvid": fcvid.make,
+    "epic_kitchens": epic_kitchens.make,
+    "imagenet_vid": imagenet_vid.make,
 }
 """Data set -> what writes its archives and annotations."""
 

@@ -9,7 +9,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from fractions import Fraction
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import simplejpeg
@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from vidprep.errors import UsageError
 from vidprep.miniature.videos import MAX_NUMBER, number_image, write_numbered_video
+from vidprep.types import Box, FrameAnnotation
 
 __all__ = [
     "EXPECTED",
@@ -35,9 +36,9 @@ __all__ = [
     "youtube_id",
 ]
 
-Flaw = Literal["missing", "empty", "truncated"]
+Flaw = Literal["missing", "empty", "truncated", "gap", "outside"]
 """Why a video cannot become a sample: listed without a file (or folder); a file of zero bytes (a folder without an
-image); a file without its end (an image without its end)."""
+image); a file (or an image) without its end; an image missing in the middle; a segment that lies after its video."""
 
 EXPECTED = "expected.json"
 JPEG_QUALITY = 90
@@ -58,6 +59,13 @@ class ExpectedSample:
     end_seconds: float | None = None
     segment_id: str = ""
     """The segment's own name, where the data set gives one."""
+    boxes: tuple[FrameAnnotation, ...] = ()
+    """Of detection: one a frame, also of frames without objects."""
+
+    @property
+    def name(self) -> str:
+        """As reports call the sample."""
+        return self.segment_id or self.video_id
 
     @property
     def num_frames(self) -> int:
@@ -67,9 +75,10 @@ class ExpectedSample:
 
 @dataclass(frozen=True, kw_only=True)
 class ExpectedFault:
-    """One video that is listed and must end up as a fault."""
+    """One video, or segment, that is listed and must end up as a fault."""
 
-    video_id: str
+    name: str
+    """As reports call it: the segment's own name, else the video's."""
     flaw: Flaw
 
 
@@ -122,9 +131,7 @@ def read_miniature(folder: Path) -> Miniature:
         content = json.loads(path.read_text(encoding="utf-8"))
         splits = {
             name: ExpectedSplit(
-                samples=tuple(
-                    ExpectedSample(**(sample | {"labels": tuple(sample["labels"])})) for sample in split["samples"]
-                ),
+                samples=tuple(_to_sample(sample) for sample in split["samples"]),
                 faults=tuple(ExpectedFault(**fault) for fault in split["faults"]),
             )
             for name, split in content.pop("splits").items()
@@ -135,6 +142,14 @@ def read_miniature(folder: Path) -> Miniature:
         raise UsageError(
             f"{path}: not the description of a miniature ({error}); `vidprep miniature NAME --out DIR` writes one."
         ) from error
+
+
+def _to_sample(content: Mapping[str, Any]) -> ExpectedSample:
+    boxes = tuple(
+        FrameAnnotation(**frame | {"boxes": tuple(Box(**box | {"xyxy": tuple(box["xyxy"])}) for box in frame["boxes"])})
+        for frame in content["boxes"]
+    )
+    return ExpectedSample(**{**content, "labels": tuple(content["labels"]), "boxes": boxes})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -193,7 +208,7 @@ class Workshop:
             path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
 
     def write_frames(self, clip: Clip, folder: Path, *, template: str = "{:05d}.jpg", first_index: int = 1) -> None:
-        """Write a clip as JPEG files; the flaw "empty" leaves the folder without any, "truncated" cuts one short."""
+        """Write a clip as JPEG files, with its flaw in the middle."""
         if clip.flaw == "missing":
             return
         folder.mkdir(parents=True, exist_ok=True)
@@ -201,6 +216,8 @@ class Workshop:
             return
         first_number = self._take(clip)
         for index in range(clip.num_frames):
+            if clip.flaw == "gap" and index == clip.num_frames // 2:
+                continue
             picture = number_image(first_number + index, width=clip.width, height=clip.height)
             content = encode_jpeg(picture)
             if clip.flaw == "truncated" and index == clip.num_frames // 2:
@@ -212,7 +229,7 @@ class Workshop:
         samples, faults = [], []
         for clip in clips:
             if clip.flaw is not None:
-                faults.append(ExpectedFault(video_id=clip.video_id, flaw=clip.flaw))
+                faults.append(ExpectedFault(name=clip.video_id, flaw=clip.flaw))
                 continue
             first = self.first_numbers[clip.video_id]
             samples.append(
