@@ -101,7 +101,7 @@ SEGMENTS = (
         stop="2.96",
         verb="close",
         nouns=("cupboard",),
-        is_narration_timed=False,
+        is_timed=False,
     ),
     _Segment(video_id="P01_12", number=0, start="0.40", stop="1.40", verb="cut", nouns=("knife",)),
     _Segment(video_id="P01_101", number=0, start="2.86", stop="3.87"),

@@ -19,14 +19,13 @@ WHOLE = Clip(video_id="half a minute", num_frames=30 * FRAME_RATE, fps=FRAME_RAT
 @dataclass(frozen=True, kw_only=True)
 class _Row:
     clip: Clip
-    folder: str
     suffix: str
     split: str
     separator: str
 
     @property
     def path(self) -> str:
-        return f"{self.folder}/{self.clip.video_id}.{self.suffix}"
+        return f"{self.clip.video_id}.{self.suffix}"
 
 
 def make(name: str, out: Path, workshop: Workshop, rng: np.random.Generator) -> Content:
@@ -47,6 +46,7 @@ def make(name: str, out: Path, workshop: Workshop, rng: np.random.Generator) -> 
             for split in dict.fromkeys(row.split for row in rows)
         },
         traps={
+            "id with a folder in it": "every video",
             "labels in another file, by row": "annotations/FCVID_Label.txt",
             "videos of several classes": ", ".join(row.clip.video_id for row in rows if len(row.clip.labels) > 1),
             "path with a backslash": next(row.path for row in rows if row.separator == "\\"),
@@ -55,7 +55,7 @@ def make(name: str, out: Path, workshop: Workshop, rng: np.random.Generator) -> 
             ),
             "dead video": next(row.clip.video_id for row in rows if row.clip.flaw == "missing"),
             "file of zero bytes": next(row.clip.video_id for row in rows if row.clip.flaw == "empty"),
-            "id that begins with -": next(row.clip.video_id for row in rows if row.clip.video_id.startswith("-")),
+            "id that begins with -": next(row.clip.video_id for row in rows if "/-" in row.clip.video_id),
             "table with CRLF": "annotations/FCVID_VideoName_TrainTestSplit.txt",
             "table without a final newline": "annotations/FCVID_Label.txt",
         },
@@ -74,9 +74,10 @@ def _plan(name: str, rng: np.random.Generator) -> list[_Row]:
         separator: str = "/",
     ) -> _Row:
         indices = tuple(sorted(classes.index(label) for label in labels))  # a matrix has no other order
+        # A video is called by its path.
+        video_id = f"{labels[0]}/{youtube_id(rng, start=start_of_id)}"
         return _Row(
-            clip=replace(shape, video_id=youtube_id(rng, start=start_of_id), labels=indices),
-            folder=labels[0],
+            clip=replace(shape, video_id=video_id, labels=indices),
             suffix=suffix,
             split=split,
             separator=separator,
