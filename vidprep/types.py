@@ -166,6 +166,8 @@ class DatasetInfo:
     """What its publisher offers, annotations first; for "form", only to be fetched once its terms are accepted."""
     archives: tuple[str, ...] = ()
     """Glob patterns of the file names of its archives and their parts, as users hold them after the form."""
+    archive_md5: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
+    """File name of an archive -> its published md5, where one is."""
     traps: tuple[str, ...] = ()
     """What has misled people about it, one sentence each."""
     instructions: str = ""

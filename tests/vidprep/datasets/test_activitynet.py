@@ -34,7 +34,7 @@ def test_whole_video_has_all_its_classes_in_order_of_appearance(tmp_path: Path) 
     path = write(tmp_path / "a.json", {"aaaaaaaaaaa": entry((5, 9, "Zumba"), (0, 3, "Archery"), (20, 30, "Zumba"))})
     split = build_split("activitynet", "val", [path])
     assert split.videos == (Video(video_id="aaaaaaaaaaa", labels=(199, 1)),)
-    assert split.notes == ()
+    assert split.notes == ("activitynet/val: 1 videos; 4,926 were published.",)
 
 
 def test_segments_have_their_own_times_and_classes(tmp_path: Path) -> None:
@@ -145,7 +145,7 @@ def test_excerpt_is_read_whole(testdata: Path) -> None:
     assert {name: len(split.videos) for name, split in built.items()} == {"train": 116, "val": 51, "test": 43}
     num_labels = [len(video.labels) for split in built.values() for video in split.videos]
     assert [num_labels.count(n) for n in range(4)] == [43, 156, 11, 0]
-    assert not any(split.notes for split in built.values())
+    assert all(len(split.notes) == 1 and "were published" in split.notes[0] for split in built.values())
     first = built["train"].videos[0]
     assert (first.video_id, [built["train"].classes[label] for label in first.labels]) == ("QOlSCBRmfWY", ["Ballet"])
 
