@@ -16,8 +16,9 @@ VIDEO_SUFFIXES = frozenset(
     {".3gp", ".avi", ".flv", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".mts", ".ogv", ".webm", ".wmv"}
 )
 """Compared in lower case."""
-NOT_VIDEOS = frozenset({"frames", "splits"})
-"""Folders directly below a data root that are never searched: extracted frames alone can be millions of files."""
+NOT_VIDEOS = frozenset({"frames", "splits", "quarantine"})
+"""Folders directly below a data root that are never searched: extracted frames (alone they can be millions of files),
+lists, and what `vidprep verify --quarantine` put aside."""
 
 logger = logging.getLogger(__name__)
 
