@@ -208,7 +208,7 @@ def shard(
         raise UsageError("extracted frames are taken as they are; give no frame settings with --from frames.")
     if content == "video":
         _refuse_copies(split, delivered)
-    if annotations is not None and frames_from is not None:
+    if split.task == "detection" and frames_from is not None:
         raise UsageError("boxes belong to the frames as they are delivered; leave --from frames out.")
     index = read_frame_index(frames_from) if frames_from is not None else None
     settings = index.settings if index is not None else (frames or FrameFormat()) if content == "frames" else None

@@ -110,6 +110,10 @@ class VideosReport:
     faults: tuple[Fault, ...]
     damaged: tuple[str, ...] = ()
     """Videos among the faults whose file is there and is damaged; the others are missing or could not be read."""
+    num_segments: int = 0
+    """Annotated segments of the list, where it has some; its videos are then those that they lie in."""
+    num_sound_segments: int = 0
+    """Those that begin within a sound video."""
     doubts: tuple[Fault, ...] = ()
     """Annotated segments of sound videos that do not lie within them; each counts as a sample without frames."""
     list_sha256: str = ""
@@ -120,9 +124,12 @@ class VideosReport:
     @property
     def footnote(self) -> str:
         """How much of which list is there, for a paper: "19,404 of 19,906 videos (97.5 %), list sha256 0f3a..."."""
-        share = 100 * self.num_sound / self.num_listed
+        there, listed, what = self.num_sound, self.num_listed, "videos"
+        if self.num_segments:
+            there, listed = self.num_sound_segments, self.num_segments
+            what = f"segments of {self.num_listed:,} videos"
         return (
-            f"{self.dataset}/{self.split}: {self.num_sound:,} of {self.num_listed:,} videos ({share:.1f} %), "
+            f"{self.dataset}/{self.split}: {there:,} of {listed:,} {what} ({100 * there / listed:.1f} %), "
             f"list sha256 {self.list_sha256}"
         )
 
@@ -131,6 +138,8 @@ class VideosReport:
         """How much of the data set is there, in one sentence for a paper's appendix."""
         share = 100 * self.num_sound / self.num_listed
         sentence = f"{self.dataset}/{self.split}: {self.num_sound} of {self.num_listed} listed videos ({share:.1f} %)"
+        if self.num_segments:
+            sentence += f"; {self.num_sound_segments} of {self.num_segments} segments"
         if self.num_published is not None:
             sentence += f"; published: {self.num_published}"
         return sentence
@@ -329,6 +338,7 @@ def verify_videos(
                 reasons[video_id] = f"{type(outcome.error).__name__}: {outcome.error}"
             if isinstance(outcome.error, CorruptVideo):
                 damaged.add(video_id)
+    segments = [video for video in split.videos if video.start_seconds is not None or video.end_seconds is not None]
     sound = replace(split, videos=tuple(video for video in split.videos if video.video_id in durations))
     return VideosReport(
         dataset=split.dataset,
@@ -341,6 +351,10 @@ def verify_videos(
             Fault(video_id=video_id, reason=reasons[video_id], path=str(path or ""))
             for video_id, path in units
             if video_id in reasons
+        ),
+        num_segments=len(segments),
+        num_sound_segments=sum(
+            not (video.start_seconds or 0.0) >= durations.get(video.video_id, 0.0) for video in segments
         ),
         damaged=tuple(video_id for video_id in video_ids if video_id in damaged),
         doubts=tuple(
