@@ -238,28 +238,6 @@ def miniature(
 
 
 @app.command()
-def miniature(
-    name: Annotated[str, typer.Argument(help="Name of the data set.")],
-    out: Annotated[Path, typer.Option("--out", help="Folder to write to: a new or an empty one.")],
-    seed: Annotated[int, typer.Option("--seed", min=0, help="Of the ids, the times and the order.")] = 0,
-) -> None:
-    """Make a small, valid copy of a data set in its official form, from generated videos."""
-    from vidprep.miniature import make_miniature
-
-    made = make_miniature(name, out, seed=seed)
-    for split_name, expected in made.splits.items():
-        faulty = f", {len(expected.faults)} faulty" if expected.faults else ""
-        typer.echo(f"{split_name}: {len(expected.samples)} samples{faulty}")
-    typer.echo("traps:")
-    for trap, place in made.traps.items():
-        typer.echo(f"  {trap}: {place}")
-    annotations = " ".join(f"--annotations {shlex.quote(str(path))}" for path in made.annotation_files)
-    typer.echo("try it:")
-    typer.echo(f"  vidprep download {name} --from {shlex.quote(str(made.archives))} --data-root ROOT")
-    typer.echo(f"  vidprep split {name} {annotations} --data-root ROOT")
-
-
-@app.command()
 def split(
     dataset: Annotated[str, typer.Argument(help="Name of the data set.")],
     annotations: Annotated[
