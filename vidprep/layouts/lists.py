@@ -12,13 +12,24 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from vidprep.errors import UsageError
+from vidprep.extract import ExtractReport, extract
 from vidprep.index import Fault
 from vidprep.layouts.frames import find_hole
 from vidprep.layouts.types import Entry, Layout, class_folder
-from vidprep.splits import Split
-from vidprep.types import Task, Video
+from vidprep.splits import Split, read_classes
+from vidprep.types import FrameFormat, Task, Video
 
-__all__ = ["FrameList", "ListedVideo", "check_frames", "format_classes", "format_list", "read_class_file", "read_list"]
+__all__ = [
+    "FrameList",
+    "ListedVideo",
+    "adopt_frames",
+    "check_frames",
+    "classes_of",
+    "format_classes",
+    "format_list",
+    "read_class_file",
+    "read_list",
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -273,7 +284,42 @@ def _short(text: str) -> str:
     return text if len(text) <= 80 else f"{text[:77]}..."
 
 
+def classes_of(dataset: str, class_file: Path | None = None) -> tuple[str, ...]:
+    """The class names of a data set in vidprep's order; of the user's own (`folder`) those of the class file.
+
+    Raises:
+        UsageError: the user's own videos without a class file.
+    """
+    if dataset != "folder":
+        return read_classes(dataset)
+    if class_file is None:
+        raise UsageError("a list of your own videos (folder) needs a --class-file, one name a line.")
+    return tuple(re.sub(r"^\d+,", "", text) for _, text in _lines(class_file))
+
+
 # Checking
+
+
+def adopt_frames(listed: FrameList, *, out: Path, workers: int = 1, progress: str | None = None) -> ExtractReport:
+    """Copy the frames of a list into the form of `vidprep extract`, from which shards are made.
+
+    Every frame is decoded to see that it is whole; the files' bytes stay as they are. The frames of a video are those
+    in its folder: `check_frames` says where the list disagrees.
+
+    Raises:
+        UsageError: the list names video files, PNG images, or parts of folders.
+        CannotWrite: no space, no permission.
+    """
+    frames = listed.layout.frames
+    if frames is None or frames.template.endswith(".png") or "offset" in listed.layout.columns:
+        raise UsageError(
+            f"{listed.layout.name}: only whole folders of JPEG frames are copied; leave --copy-frames out."
+        )
+    settings = FrameFormat(jpeg_quality=frames.jpeg_quality, template=frames.template, first_index=frames.first_index)
+    paths = {row.video_id: row.source for row in listed.rows}
+    return extract(
+        listed.split, paths, out=out, settings=settings, delivered=frames, workers=workers, progress=progress
+    )
 
 
 def check_frames(listed: FrameList) -> tuple[Fault, ...]:
