@@ -238,6 +238,69 @@ def miniature(
 
 
 @app.command()
+def download(
+    name: Annotated[str, typer.Argument(help="Name of the data set.")],
+    data_root: Annotated[Path, typer.Option("--data-root", help="Folder to write to.")],
+    split_name: Annotated[
+        str | None, typer.Option("--split", "-s", help="Only what this split needs.", show_default="all")
+    ] = None,
+    source: Annotated[
+        Path | None, typer.Option("--from", help="Take the archives and files that lie in this folder.")
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be fetched, and what is free.")] = False,
+    parallel: Annotated[int, typer.Option("--parallel", "-p", min=1, help="Files at the same time.")] = 4,
+    delete_archives: Annotated[
+        bool, typer.Option("--delete-archives", help="Remove each archive when it is unpacked and verified.")
+    ] = False,
+    mirror: Annotated[
+        str | None, typer.Option("--mirror", help="A server with the publisher's paths: http://host:8000")
+    ] = None,
+    accept_terms: Annotated[
+        bool, typer.Option("--accept-terms", help="You signed what the publisher asks for; fetch what it links to.")
+    ] = False,
+) -> None:
+    """Fetch a data set from its publisher, or take it from a folder, and unpack it."""
+    from vidprep import acquire
+    from vidprep.datasets import get
+
+    info = get(name)
+    if info.access in ("generated", "own"):
+        cure = f"make it: `vidprep {name} --data-root {data_root}`" if info.access == "generated" else "you have it"
+        raise UsageError(f"{name} is not downloaded; {cure}.")
+    if source is not None:
+        if dry_run or mirror is not None:
+            raise UsageError("--from fetches nothing; leave --dry-run and --mirror out.")
+        report = acquire.take_dataset(
+            info, source, data_root, split=split_name, delete_archives=delete_archives, progress="unpack"
+        )
+    else:
+        if not info.files or (info.access == "form" and not (accept_terms or dry_run)):
+            typer.echo(f"{name} is not fetched without you: {info.instructions}")
+            typer.echo(f"Then: vidprep download {name} --from DIR --data-root {data_root}")
+            if info.files and info.access == "form":
+                typer.echo(f"Or, once its terms are accepted: vidprep download {name} --accept-terms ...")
+            raise typer.Exit(1)
+        if dry_run:
+            plan, failures = acquire.plan_dataset(info, data_root, split=split_name, mirror=mirror)
+            typer.echo(plan.to_text())
+            for failure in failures:
+                typer.echo(f"  {failure.path.name}: {failure.reason}")
+            raise typer.Exit(1 if failures else 0)
+        report = acquire.download_dataset(
+            info,
+            data_root,
+            split=split_name,
+            parallel=parallel,
+            mirror=mirror,
+            delete_archives=delete_archives,
+            progress="download",
+        )
+    typer.echo(report.to_text())
+    if report.failures:
+        raise typer.Exit(1)
+
+
+@app.command()
 def split(
     dataset: Annotated[str, typer.Argument(help="Name of the data set.")],
     annotations: Annotated[

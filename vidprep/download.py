@@ -546,7 +546,7 @@ class _Transfer:
             )
         if self.receipts.has(self.path, self.file):
             return
-        wrong = _wrong_checksum(self.file, self.path)
+        wrong = wrong_checksum(self.file, self.path)
         if wrong:
             raise ChecksumMismatch(f"{self.path}: is there, but {wrong}; move it away to fetch it.")
         self.receipts.add(self.path, self.file)
@@ -722,7 +722,7 @@ class _Transfer:
             self.state_path.unlink(missing_ok=True)
 
     def _check_part(self) -> None:
-        wrong = _wrong_checksum(self.file, self.part)
+        wrong = wrong_checksum(self.file, self.part)
         if wrong:
             aside = self._set_aside()
             raise ChecksumMismatch(f"{self.file.url}: {wrong}; what came is kept as {aside}, not used.")
@@ -792,7 +792,7 @@ def _ends_line(path: Path) -> bool:
         return stream.read(1) == b"\n"
 
 
-def _wrong_checksum(file: RemoteFile, path: Path) -> str:
+def wrong_checksum(file: RemoteFile, path: Path) -> str:
     """What is wrong with a file's bytes, in words; empty where nothing is, or nothing was published."""
     for algorithm, published in (("sha256", file.sha256), ("md5", file.md5)):
         if published is not None:
