@@ -61,7 +61,7 @@ def test_unknown_data_set_names_the_nearest() -> None:
     with pytest.raises(UnknownDataset, match="no data set 'kinetics'; did you mean kinetics"):
         get("kinetics")
     with pytest.raises(
-        UnknownDataset, match="no data set 'x'; known: activitynet, epic_kitchens, fcvid, folder, .*, toy"
+        UnknownDataset, match=r"no data set 'x'; known: activitynet, epic_kitchens, fcvid, folder, .*, toy"
     ):
         load_split("x", "val", data_root=Path())
 
