@@ -258,12 +258,27 @@ def download(
     accept_terms: Annotated[
         bool, typer.Option("--accept-terms", help="You signed what the publisher asks for; fetch what it links to.")
     ] = False,
+    youtube: Annotated[
+        bool, typer.Option("--youtube", help="Fetch the videos of the split that have no file yet from YouTube.")
+    ] = False,
+    max_height: Annotated[int, typer.Option("--max-height", min=1, help="Of videos from YouTube, in pixels.")] = 720,
+    retry: Annotated[
+        list[str] | None,
+        typer.Option("--retry", help="With --youtube: try again what failed for this reason, too; repeat."),
+    ] = None,
 ) -> None:
     """Fetch a data set from its publisher, or take it from a folder, and unpack it."""
     from vidprep import acquire
     from vidprep.datasets import get
 
     info = get(name)
+    if youtube:
+        if source is not None or mirror is not None:
+            raise UsageError("--youtube asks YouTube; leave --from and --mirror out.")
+        _download_youtube(name, split_name, data_root, dry_run=dry_run, max_height=max_height, retry=retry or [])
+        return
+    if retry:
+        raise UsageError("--retry: with --youtube only; other downloads are always tried again.")
     if info.access in ("generated", "own"):
         cure = f"make it: `vidprep {name} --data-root {data_root}`" if info.access == "generated" else "you have it"
         raise UsageError(f"{name} is not downloaded; {cure}.")
@@ -297,6 +312,31 @@ def download(
         )
     typer.echo(report.to_text())
     if report.failures:
+        raise typer.Exit(1)
+
+
+def _download_youtube(
+    name: str, split_name: str | None, data_root: Path, *, dry_run: bool, max_height: int, retry: list[str]
+) -> None:
+    """Fetch the videos of a split that have no file."""
+    from vidprep.youtube import fetch_videos, youtube_videos
+
+    info, chosen, paths = _load(name, split_name, data_root)
+    missing = {video.video_id: video for video in chosen.videos if video.video_id not in paths}
+    wanted = youtube_videos(info, missing.values(), split=chosen.split)
+    if dry_run:
+        typer.echo(f"{len(wanted)} videos of {name}/{chosen.split} have no file and would be asked for at YouTube.")
+        return
+    report = fetch_videos(
+        wanted,
+        data_root,
+        ledger=data_root / ".vidprep" / "youtube.jsonl",
+        retry=retry,  # type: ignore[arg-type]  # checked there
+        max_height=max_height,
+        progress="youtube",
+    )
+    typer.echo(report.to_text())
+    if not report.is_complete:
         raise typer.Exit(1)
 
 
@@ -544,7 +584,7 @@ def export(
     workers: Workers = _num_cores(),
 ) -> None:
     """Write frames and lists as a code base expects them, by its published extraction."""
-    from vidprep.datasets import imagenet_vid
+    from vidprep.datasets.imagenet_vid import annotation_folder
     from vidprep.export import export as export_split
     from vidprep.layouts import find_layout
 
@@ -560,7 +600,7 @@ def export(
         if frames_root is not None or extracted.with_name(f"{extracted.name}.parquet").is_file()
         else None,
         delivered=info.frames if info.media == "frames" else None,
-        read_boxes=lambda video: imagenet_vid.read_annotations(imagenet_vid.annotation_folder(paths[video.video_id])),
+        read_boxes=lambda video: _read_boxes(annotation_folder(paths[video.video_id])),
         workers=workers,
         progress=f"export {chosen.split}",
     )
@@ -591,19 +631,14 @@ def import_list(
     workers: Workers = _num_cores(),
 ) -> None:
     """Start from the list and the frames of a code base: check them, and make them vidprep's."""
-    from vidprep.datasets import list_path
     from vidprep.layouts import find_layout
-    from vidprep.layouts.lists import adopt_frames, check_frames, classes_of, read_list
-    from vidprep.splits import write_split
+    from vidprep.layouts.lists import adopt_frames, check_frames, read_list, write_videos
 
     layout = find_layout(layout_name, dataset, variant)
-    listed = read_list(
-        list_file, layout, split=split_name, root=root, classes=classes_of(dataset, class_file), class_file=class_file
-    )
+    listed = read_list(list_file, layout, split=split_name, root=root, class_file=class_file)
     for note in listed.split.notes:
         typer.echo(f"note: {note}")
-    path = list_path(data_root, split_name)
-    write_split(listed.split, path)
+    path = write_videos(listed, data_root)
     typer.echo(f"{path}: {len(listed.rows)} videos, {len(listed.split.classes)} classes")
     faults = check_frames(listed)
     if is_copied:

@@ -565,7 +565,8 @@ def read_frame_index(out: Path) -> FrameIndex:
         frames = [
             FrameFacts(
                 **{field.name: row[field.name] for field in fields(FrameFacts) if field.name != "pts_seconds"},
-                pts_seconds=tuple(float(time) for time in row["pts_seconds"]),
+                # Parquet has no NaN inside lists, which frames of an unknown rate have.
+                pts_seconds=tuple(math.nan if time is None else float(time) for time in row["pts_seconds"]),
             )
             for row in rows
         ]

@@ -11,12 +11,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from vidprep.datasets import folder, list_path
+from vidprep.engine import publish, writing
 from vidprep.errors import UsageError
 from vidprep.extract import ExtractReport, extract
 from vidprep.index import Fault
 from vidprep.layouts.frames import find_hole
 from vidprep.layouts.types import Entry, Layout, class_folder
-from vidprep.splits import Split, read_classes
+from vidprep.splits import Split, read_classes, split_to_csv, write_split
 from vidprep.types import FrameFormat, Task, Video
 
 __all__ = [
@@ -24,11 +26,11 @@ __all__ = [
     "ListedVideo",
     "adopt_frames",
     "check_frames",
-    "classes_of",
     "format_classes",
     "format_list",
     "read_class_file",
     "read_list",
+    "write_videos",
 ]
 
 
@@ -96,7 +98,7 @@ def read_list(
     *,
     split: str,
     root: Path,
-    classes: Sequence[str],
+    classes: Sequence[str] | None = None,
     class_file: Path | None = None,
 ) -> FrameList:
     """Read a list as the layout's code base has it.
@@ -109,7 +111,8 @@ def read_list(
         layout: says columns, separators, how paths are built and classes numbered.
         split: vidprep's name of the split.
         root: the folder that the code base is given (its DATA_PATH, data_dir, ROOT).
-        classes: class names in vidprep's order.
+        classes: class names in vidprep's order; None: those of the data set, of the user's own videos (`folder`)
+            those of the class file.
         class_file: a class file of the code base; its order replaces that of the layout.
 
     Raises:
@@ -122,8 +125,10 @@ def read_list(
             f"use `vidprep split {layout.dataset}`."
         )
     name = layout.split_name(split)
+    if classes is None:
+        classes = _read_classes(layout, class_file)
     to_own = layout.order_classes(classes) if class_file is None else read_class_file(class_file, classes)
-    patterns = [layout.pattern(template) for template in (layout.path, *layout.also_read)]
+    patterns = [layout.pattern(template) for template in (*layout.also_read, layout.path)]
     base = root / layout.base.format(split=name)
     rows: dict[str, ListedVideo] = {}
     notes: list[str] = []
@@ -140,7 +145,7 @@ def read_list(
         row = ListedVideo(
             line=line,
             path=found,
-            source=base / found,
+            source=Path(found) if layout.is_absolute else _locate(found, fields, layout, root=root, split=name),
             video_id=video_id,
             labels=labels,
             num_frames=num_frames,
@@ -254,6 +259,13 @@ def _match_path(
     return fields
 
 
+def _locate(path: str, fields: dict[str, str], layout: Layout, *, root: Path, split: str) -> Path:
+    """Where a listed path lies: as the code base joins it, else below the root itself, else where the layout has it."""
+    base = root / layout.base.format(split=split)
+    candidates = (base / path, root / path, base / layout.path.format(**{"split": split, **fields}))
+    return next((candidate for candidate in candidates if candidate.exists()), candidates[0])
+
+
 def _own_labels(numbers: Sequence[int], to_own: Sequence[int], layout: Layout, *, place: str) -> tuple[int, ...]:
     for number in numbers:
         if number >= len(to_own):
@@ -268,10 +280,10 @@ def _check_class_folder(
     fields: dict[str, str], labels: Sequence[int], classes: Sequence[str], layout: Layout, *, place: str
 ) -> None:
     """A path that names the class shows when a list is numbered in another order."""
-    folder = fields.get("class_name")
-    if folder is not None and _key(folder) != _key(class_folder(classes[labels[0]], layout.spelling)):
+    named = fields.get("class_name")
+    if named is not None and _key(named) != _key(class_folder(classes[labels[0]], layout.spelling)):
         raise UsageError(
-            f"{place}: lies in the folder {folder!r} and is labelled {classes[labels[0]]!r}; is the list numbered in "
+            f"{place}: lies in the folder {named!r} and is labelled {classes[labels[0]]!r}; is the list numbered in "
             "another order, or cut short? Give its class file."
         )
 
@@ -284,20 +296,38 @@ def _short(text: str) -> str:
     return text if len(text) <= 80 else f"{text[:77]}..."
 
 
-def classes_of(dataset: str, class_file: Path | None = None) -> tuple[str, ...]:
-    """The class names of a data set in vidprep's order; of the user's own (`folder`) those of the class file.
-
-    Raises:
-        UsageError: the user's own videos without a class file.
-    """
-    if dataset != "folder":
-        return read_classes(dataset)
+def _read_classes(layout: Layout, class_file: Path | None) -> tuple[str, ...]:
+    if layout.dataset != folder.INFO.name:
+        return read_classes(layout.dataset)
     if class_file is None:
-        raise UsageError("a list of your own videos (folder) needs a --class-file, one name a line.")
+        raise UsageError(f"{layout.name}: a list of your own videos needs a --class-file, one name a line.")
     return tuple(re.sub(r"^\d+,", "", text) for _, text in _lines(class_file))
 
 
-# Checking
+# Starting from a list
+
+
+def write_videos(listed: FrameList, data_root: Path) -> Path:
+    """Write the videos of a list where `vidprep.datasets.load_split` looks for them; gives the file.
+
+    Raises:
+        VidprepError: it cannot be written.
+    """
+    if listed.layout.dataset != folder.INFO.name:
+        path = list_path(data_root, listed.split.split)
+        write_split(listed.split, path)
+        return path
+    path = data_root / f"{listed.split.split}.csv"
+    texts = {
+        path: split_to_csv(listed.split).replace("video_id,label", "video,label", 1),
+        data_root / folder.CLASSES_FILE: "".join(f"{name}\n" for name in listed.split.classes),
+    }
+    for file, text in texts.items():
+        with writing(file):
+            file.parent.mkdir(parents=True, exist_ok=True)
+        with publish(file) as stream:
+            stream.write(text.encode())
+    return path
 
 
 def adopt_frames(listed: FrameList, *, out: Path, workers: int = 1, progress: str | None = None) -> ExtractReport:
