@@ -8,10 +8,13 @@ import tarfile
 import zipfile
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 from xml.etree import ElementTree
 
 import av
+import numpy as np
 import pytest
+from PIL import Image
 
 from tests.videos import read_number
 from tests.vidprep.conftest import Make
@@ -140,7 +143,8 @@ def test_the_command_says_what_it_made_and_how_to_go_on(tmp_path: Path, capsys: 
 
 def test_a_numbered_video_may_have_a_tone(tmp_path: Path) -> None:
     path = write_numbered_video(tmp_path / "with.mp4", num_frames=20, fps=10, has_audio=True)
-    with av.open(str(path), "r") as container:
+    container: Any = av.open(str(path))
+    with container:
         [audio] = container.streams.audio
         assert audio.codec_context.name == "aac"
         assert sum(frame.samples for frame in container.decode(audio)) == pytest.approx(2 * 44_100, abs=2 * 1024)
@@ -270,8 +274,7 @@ def test_jester_and_something_v1_are_folders_of_jpeg_from_00001(name: str, folde
     sample = made.splits["train"].samples[0]
     of_sample = [file for file in files if file.startswith(f"{folder}/{sample.video_id}/")]
     assert of_sample == [f"{folder}/{sample.video_id}/{index:05d}.jpg" for index in range(1, sample.num_frames + 1)]
-    with av.open(io.BytesIO(files[of_sample[-1]])) as image:
-        picture = next(image.decode(video=0)).to_ndarray(format="rgb24")
+    picture = np.asarray(Image.open(io.BytesIO(files[of_sample[-1]])))
     assert picture.shape[0] == 100
     assert read_number(picture) == sample.last_number
 
