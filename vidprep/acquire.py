@@ -151,7 +151,17 @@ def download_dataset(
                 there = paths_of.setdefault(f"{group.unpack_to}/{group.name}", [])
                 there.append(outcome.path)
                 if len(there) == len(group.files):
-                    _unpack_all(there, root, group.unpack_to, delete_archives, unpacked=unpacked, failures=failures)
+                    # Of parts nobody knows which is bad; one with the published check sum came as it was meant.
+                    sets_aside = len(there) == 1 and not (outcome.file.sha256 or outcome.file.md5)
+                    _unpack_all(
+                        there,
+                        root,
+                        group.unpack_to,
+                        delete_archives,
+                        unpacked=unpacked,
+                        failures=failures,
+                        sets_aside=sets_aside,
+                    )
     return Acquired(
         folder=root,
         num_files=num_files,
@@ -313,7 +323,9 @@ def _unpack_all(
     unpacked: list[archives.Unpacked],
     failures: list[str],
     progress: str | None = None,
+    sets_aside: bool = False,
 ) -> None:
+    """Unpack what `paths` make up; `sets_aside` what cannot be, so that the next run fetches it anew."""
     try:
         found = archives.group_parts(paths)
     except VidprepError as error:
@@ -332,6 +344,14 @@ def _unpack_all(
             )
         except CannotWrite:
             raise
+        except archives.CorruptArchive as error:
+            reason = str(error)
+            if sets_aside:
+                [path] = archive.parts
+                with writing(path):
+                    path.replace(path.with_name(f"{path.name}.rejected"))
+                reason += f" It is kept as {path.name}.rejected; the next run fetches it anew."
+            failures.append(reason)
         except VidprepError as error:
             failures.append(str(error))
 
