@@ -72,6 +72,8 @@ class _Unit:
     """A video file or a folder of frames."""
     source_frames: FrameFormat | None
     """How the frames in the folder `source` are called; None: `source` is a video file."""
+    is_extracted: bool
+    """`source` was written by `vidprep extract`, so that its frames are known to be whole."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -198,9 +200,12 @@ def _plan(
         if labels is None:
             num_left_out += 1
             continue
-        num_cut += len(labels) > layout.max_labels
+        if layout.max_labels == 1 and split.task == "multi_label" and len(labels) > 1:
+            num_cut += 1
+            labels = labels[:1]
         source, source_frames = paths.get(video.video_id), delivered
-        if index is not None and frames_from is not None and folder_name(video) in index.frames:
+        is_extracted = index is not None and folder_name(video) in index.frames
+        if index is not None and frames_from is not None and is_extracted:
             source, source_frames = frames_from / folder_name(video), index.settings
         path = layout.path.format(
             split=name,
@@ -225,11 +230,12 @@ def _plan(
             _Unit(
                 row=row,
                 video=video,
-                labels=labels[: layout.max_labels],
+                labels=labels,
                 path=path,
                 target=target,
                 source=source,
                 source_frames=source_frames,
+                is_extracted=is_extracted,
             )
         )
     notes = []
@@ -251,11 +257,6 @@ def _code_labels(video: Video, to_code: Mapping[int, int], split: Split, layout:
     labels = tuple(to_code[label] for label in video.labels if label in to_code)
     if not labels:
         return None
-    if layout.max_labels > 1 and len(labels) > layout.max_labels:
-        raise UsageError(
-            f"{video.video_id}: has {len(labels)} classes, {layout.code} takes {layout.max_labels} at most and "
-            "stops at more; leave the video out of the split."
-        )
     return labels if layout.max_labels == 1 else tuple(sorted(labels))
 
 
@@ -368,6 +369,8 @@ def _place_all(
 
 
 def _place(unit: _Unit, *, layout: Layout, half: Path) -> _Placed:
+    if layout.columns[-1] == "labels" and len(unit.labels) > layout.max_labels:
+        raise VidprepError(f"has {len(unit.labels)} classes; {layout.code} takes {layout.max_labels} and stops at more")
     name = f"{os.getpid()}-{hashlib.sha256(str(unit.target).encode()).hexdigest()[:16]}"
     if layout.frames is None:
         return _place_video(unit, layout, half / f"{name}{unit.target.suffix}")
@@ -388,6 +391,9 @@ def _place_frames(unit: _Unit, settings: FrameFormat, half: Path) -> _Placed:
         half.mkdir(parents=True)
     if frames is not None and _is_kept(frames, settings):
         how = "linked"
+        if not unit.is_extracted:
+            for _ in read_delivered(source, unit.video, FrameFormat(template=frames.template), delivered=frames).images:
+                pass  # each is decoded to see that it is whole
         num_frames = _link_frames(source, frames, half, settings)
     elif frames is not None:
         if settings.template.endswith(".png"):
@@ -456,7 +462,7 @@ def _place_video(unit: _Unit, layout: Layout, half: Path) -> _Placed:
         else:
             how = "made"
             _transcode(unit.source, half, height=layout.video_height)
-        num_frames = probe(half).num_frames
+        num_frames = probe(unit.source if how == "linked" else half).num_frames
         with writing(unit.target):
             half.rename(unit.target)
     else:

@@ -14,7 +14,7 @@ from tests.videos import number_image, read_number, write_numbered_video
 from vidprep import cli
 from vidprep.errors import UnknownName, UsageError
 from vidprep.export import export
-from vidprep.extract import extract
+from vidprep.extract import extract, frame_size
 from vidprep.layouts import LAYOUTS, Layout, find_layout
 from vidprep.layouts.lists import check_frames, read_list
 from vidprep.probe import probe
@@ -494,8 +494,8 @@ def test_videos_of_several_classes_are_listed_as_each_code_base_takes_them(tmp_p
     uni = export(split, {"a": path}, layout=find_layout("uni_adafocus", "activitynet"), out=tmp_path / "uni")
     assert uni.list_file.read_text() == "v_a,12,57,60\n"
     too_many = make_split("fcvid", Video(video_id="a", labels=(1, 2, 3, 4)), split="train")
-    with pytest.raises(UsageError, match="a: has 4 classes, uni_adafocus takes 3 at most"):
-        export(too_many, {"a": path}, layout=find_layout("uni_adafocus", "fcvid"), out=tmp_path / "fcvid")
+    report = export(too_many, {"a": path}, layout=find_layout("uni_adafocus", "fcvid"), out=tmp_path / "fcvid")
+    assert [fault.reason for fault in report.faults] == ["has 4 classes; uni_adafocus takes 3 and stops at more"]
 
 
 def test_classes_that_a_layout_lacks_are_left_out_and_counted(tmp_path: Path) -> None:
@@ -589,6 +589,30 @@ def test_a_hole_in_delivered_frames_is_a_fault_and_flow_beside_them_is_not_count
     assert [(fault.video_id, "00003.jpg is missing" in fault.reason) for fault in report.faults] == [("1", True)]
     assert report.list_file.read_text() == "2 5 0\n"
     assert names_in(tmp_path / "out/jester/20bn-jester-v1/2")[0] == "00001.jpg"
+
+
+def test_a_delivered_frame_that_is_cut_short_is_a_fault(tmp_path: Path) -> None:
+    last = write_frames(tmp_path / "1", 5) / "00005.jpg"
+    last.write_bytes(last.read_bytes()[:-40])
+    report = export(
+        make_split("jester", Video(video_id="1", labels=(0,))),
+        {"1": tmp_path / "1"},
+        layout=find_layout("taps", "jester"),
+        out=tmp_path / "out",
+        delivered=FrameFormat(fps=12, template="{:05d}.jpg"),
+    )
+    assert "00005.jpg: is damaged" in report.faults[0].reason
+
+
+@pytest.mark.parametrize(
+    ("size", "height", "expected"),
+    [((340, 256), 360, (478, 360)), ((320, 568), 360, (203, 360)), ((340, 256), 331, (440, 331))],
+)
+def test_scaling_to_a_height_is_not_scaling_the_short_side(
+    size: tuple[int, int], height: int, expected: tuple[int, int]
+) -> None:
+    assert frame_size(*size, None, to_height=height) == expected
+    assert frame_size(320, 568, 350) == (350, 621)
 
 
 @pytest.mark.parametrize(
