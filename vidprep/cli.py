@@ -607,7 +607,8 @@ def export(
     for note in report.notes:
         typer.echo(f"note: {note}")
     typer.echo(
-        f"{report.list_file}: {report.num_videos} videos, {report.num_frames} frames; "
+        f"{report.list_file}: {report.num_videos} videos"
+        f"{f', {report.num_frames} frames' if report.num_frames else ''}; "
         f"{report.num_made} made now, {report.num_linked} linked"
     )
     _tell_faults(report.faults, num_videos=len(chosen.videos), what="not in the list")
