@@ -527,11 +527,14 @@ def verify(
         if dataset is None or data_root is None:
             raise UsageError("give a folder of shards, or --dataset and --data-root to verify videos.")
         info, chosen, paths = _load(dataset, split_name, data_root)
+        boxes = _locate_boxes(info, chosen, paths) if info.task == "detection" else None
         of_videos = verification.verify_videos(
             chosen,
             paths,
             check=check.value,
             delivered=info.frames if info.media == "frames" else None,
+            annotations=boxes,
+            read_boxes=None if boxes is None else _read_boxes,
             num_published=info.splits.get(chosen.split),
             workers=workers,
             progress=f"verify {chosen.split}",

@@ -30,7 +30,7 @@ from vidprep.engine import CannotWrite, differences, lock, publish, run, source_
 from vidprep.errors import CorruptVideo, UsageError, VidprepError
 from vidprep.index import Fault, faults_to_csv, sample_id
 from vidprep.splits import Split
-from vidprep.types import FrameFormat, Video
+from vidprep.types import FrameAnnotation, FrameFormat, Video
 
 if TYPE_CHECKING:
     from vidprep.decode.pyav import PyavReader
@@ -46,6 +46,7 @@ __all__ = [
     "folder_name",
     "frame_size",
     "frames_of",
+    "match_annotations",
     "media_state",
     "open_frames",
     "read_delivered",
@@ -314,6 +315,8 @@ def read_delivered(
     """
     from vidprep.decode.jpeg import find_frames
 
+    if folder.is_dir() and next(folder.iterdir(), None) is None:
+        raise CorruptVideo(f"{folder}: is an empty folder; fetch the frames again.")
     paths = find_frames(folder, template=delivered.template)
     first = delivered.template.format(delivered.first_index)
     if paths[0].name != first:
@@ -363,6 +366,30 @@ def read_delivered(
             yield image if is_kept else encode(picture, width=width, height=height)
 
     return DeliveredFrames(facts=facts, indices=chosen, images=images())
+
+
+def match_annotations(
+    annotations: Sequence[FrameAnnotation], facts: FrameFacts, *, delivered: FrameFormat
+) -> list[FrameAnnotation]:
+    """The boxes of each frame of a folder, in order.
+
+    Raises:
+        CorruptVideo: a frame without annotation, an annotation without frame, or one of another size.
+    """
+    by_index = {found.frame_index - delivered.first_index: found for found in annotations}
+    missing = sorted(set(range(facts.source_num_frames)) - by_index.keys())
+    beyond = sorted(by_index.keys() - set(range(facts.source_num_frames)))
+    if missing or beyond:
+        name = delivered.template.format((missing or beyond)[0] + delivered.first_index)
+        what = "has no annotation" if missing else "is annotated and not there"
+        raise CorruptVideo(f"frame {name} {what} ({facts.source_num_frames} frames, {len(by_index)} annotations)")
+    for index, found in sorted(by_index.items()):
+        if (found.width, found.height) != (facts.source_width, facts.source_height):
+            raise CorruptVideo(
+                f"the annotation of frame {delivered.template.format(index + delivered.first_index)} is of "
+                f"{found.width}x{found.height} pixels, the frame has {facts.source_width}x{facts.source_height}"
+            )
+    return [by_index[index] for index in range(facts.source_num_frames)]
 
 
 def _read_image(path: Path) -> bytes:
@@ -761,7 +788,7 @@ def _write_frames(
 
 
 def _fault_entry(video: Video, path: Path | None, error: Exception | None) -> dict[str, Any]:
-    text = str(error).removeprefix(f"{path}: ").rstrip(".")  # the path has its own column
+    text = str(error).removeprefix(f"{path}: ").removeprefix(f"{path}/").rstrip(".")  # the path has its own column
     return {
         "folder": folder_name(video),
         "reason": text if isinstance(error, VidprepError) else f"{type(error).__name__}: {text}",

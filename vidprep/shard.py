@@ -32,6 +32,7 @@ from vidprep.extract import (
     FrameIndex,
     folder_name,
     frames_of,
+    match_annotations,
     media_state,
     open_frames,
     read_delivered,
@@ -701,30 +702,17 @@ def _sample_from_folder(item: _Item, folder: Path, job: _Job, settings: FrameFor
     sample = _frame_sample(item, frames.facts, list(frames.images), job)
     if item.annotations is None or job.read_boxes is None:
         return sample
-    annotated = {found.frame_index - delivered.first_index: found for found in job.read_boxes(item.annotations)}
-    facts = frames.facts
-    missing = sorted(set(range(facts.source_num_frames)) - annotated.keys())
-    beyond = sorted(annotated.keys() - set(range(facts.source_num_frames)))
-    if missing or beyond:
-        index = (missing or beyond)[0]
-        name = delivered.template.format(index + delivered.first_index)
-        what = "has no annotation" if missing else "is annotated and not there"
-        raise CorruptVideo(f"frame {name} {what} ({facts.source_num_frames} frames, {len(annotated)} annotations)")
-    return replace(sample, info={**sample.info, "boxes": _boxes(annotated, frames.indices, facts, job)})
+    annotated = match_annotations(job.read_boxes(item.annotations), frames.facts, delivered=delivered)
+    return replace(sample, info={**sample.info, "boxes": _boxes(annotated, frames.indices, frames.facts, job)})
 
 
 def _boxes(
-    annotated: Mapping[int, FrameAnnotation], indices: Iterable[int], facts: FrameFacts, job: _Job
+    annotated: Sequence[FrameAnnotation], indices: Iterable[int], facts: FrameFacts, job: _Job
 ) -> list[list[dict[str, Any]]]:
     """The boxes of each frame of a sample, in pixels of its frames."""
     per_frame = []
     for index in indices:
         found = annotated[int(index)]
-        if (found.width, found.height) != (facts.source_width, facts.source_height):
-            raise CorruptVideo(
-                f"the annotation of frame {index} is of {found.width}x{found.height} pixels, "
-                f"the frame has {facts.source_width}x{facts.source_height}"
-            )
         beyond = [box for box in found.boxes if box.label >= len(job.classes)]
         if beyond:
             raise CorruptVideo(

@@ -12,7 +12,7 @@ import io
 import json
 import os
 import tarfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -21,9 +21,10 @@ from typing import Literal
 
 from vidprep.engine import publish, run, writing
 from vidprep.errors import CorruptShard, CorruptVideo, MissingVideo, UsageError, VidprepError
+from vidprep.extract import FrameFacts, match_annotations, read_delivered
 from vidprep.index import Fault, SampleRow, ShardFacts, list_splits, read_manifest, read_samples, sample_id
 from vidprep.splits import Split, split_to_csv
-from vidprep.types import FrameFormat, Video
+from vidprep.types import FrameAnnotation, FrameFormat, Video
 
 __all__ = [
     "QUARANTINE",
@@ -297,6 +298,8 @@ def verify_videos(
     *,
     check: Check = "decode",
     delivered: FrameFormat | None = None,
+    annotations: Mapping[str, Path] | None = None,
+    read_boxes: Callable[[Path], Sequence[FrameAnnotation]] | None = None,
     num_published: int | None = None,
     workers: int = 1,
     progress: str | None = None,
@@ -310,6 +313,8 @@ def verify_videos(
         paths: video_id -> file, or folder of frames; videos that are not in it are missing.
         check: "decode" all of each video, "sample" some frames of it, or only "open" it and decode its first frame.
         delivered: how a data set that is delivered as folders of frames calls them; None: `paths` are video files.
+        annotations: video_id -> where the boxes of its frames lie, for detection; None: the split has none.
+        read_boxes: reads them: one for each frame, of its size.
         num_published: the publisher's count of rows, for the report.
         workers: processes.
         progress: shown while it runs; None shows nothing.
@@ -320,15 +325,18 @@ def verify_videos(
     if not split.videos:
         raise UsageError(f"{split.dataset}/{split.split}: the split is empty, there is nothing to verify.")
     video_ids = list(dict.fromkeys(video.video_id for video in split.videos))
-    units = [(video_id, paths.get(video_id)) for video_id in video_ids]
+    boxes = {} if annotations is None else annotations
+    units = [_Media(video_id=name, path=paths.get(name), boxes=boxes.get(name)) for name in video_ids]
     reasons: dict[str, str] = {}
     damaged: set[str] = set()
     durations: dict[str, float] = {}
     num_frames = 0
-    work = partial(_measure, check_mode=check, delivered=delivered)
+    work = partial(
+        _measure, check_mode=check, delivered=delivered, read_boxes=None if annotations is None else read_boxes
+    )
     with closing(run(units, work, workers=workers, progress=progress)) as outcomes:
         for outcome in outcomes:
-            video_id = outcome.unit[0]
+            video_id = outcome.unit.video_id
             if outcome.error is None and outcome.result is not None:
                 num_frames += outcome.result[0]
                 durations[video_id] = outcome.result[1]
@@ -336,7 +344,8 @@ def verify_videos(
                 reasons[video_id] = str(outcome.error).rstrip(".")
             else:
                 reasons[video_id] = f"{type(outcome.error).__name__}: {outcome.error}"
-            if isinstance(outcome.error, CorruptVideo):
+            # Boxes that are wrong are no reason to move the frames away.
+            if isinstance(outcome.error, CorruptVideo) and not isinstance(outcome.error, _WrongBoxes):
                 damaged.add(video_id)
     segments = [video for video in split.videos if video.start_seconds is not None or video.end_seconds is not None]
     sound = replace(split, videos=tuple(video for video in split.videos if video.video_id in durations))
@@ -348,9 +357,9 @@ def verify_videos(
         num_sound=len(video_ids) - len(reasons),
         num_frames=num_frames,
         faults=tuple(
-            Fault(video_id=video_id, reason=reasons[video_id], path=str(path or ""))
-            for video_id, path in units
-            if video_id in reasons
+            Fault(video_id=unit.video_id, reason=reasons[unit.video_id], path=str(unit.path or ""))
+            for unit in units
+            if unit.video_id in reasons
         ),
         num_segments=len(segments),
         num_sound_segments=sum(
@@ -365,6 +374,19 @@ def verify_videos(
         list_sha256=_list_sha256(split),
         sound_list_sha256=_list_sha256(sound),
     )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Media:
+    """What there is of one video."""
+
+    video_id: str
+    path: Path | None
+    boxes: Path | None
+
+
+class _WrongBoxes(CorruptVideo):
+    """The frames of a video are sound, what is annotated on them is not."""
 
 
 def _list_sha256(split: Split) -> str:
@@ -385,18 +407,32 @@ def _doubt(video: Video, duration_seconds: float) -> str:
 END_TOLERANCE_SECONDS = 1.0
 
 
-def _measure(unit: tuple[str, Path | None], check_mode: Check, delivered: FrameFormat | None) -> tuple[int, float]:
+def _measure(
+    media: _Media,
+    *,
+    check_mode: Check,
+    delivered: FrameFormat | None,
+    read_boxes: Callable[[Path], Sequence[FrameAnnotation]] | None,
+) -> tuple[int, float]:
     """Number of frames, and duration in seconds (NaN where it is not known)."""
-    _, path = unit
+    path = media.path
     if path is None:
         raise MissingVideo("no file found for it")
     try:
-        return (
-            _measure_frames(path, check_mode, delivered) if delivered is not None else _measure_video(path, check_mode)
-        )
+        if delivered is None:
+            return _measure_video(path, check_mode)
+        facts = _measure_frames(path, check_mode, delivered)
     except CorruptVideo as error:
         # The report names the video; its path would say so twice.
         raise CorruptVideo(str(error).removeprefix(f"{path}: ").removeprefix(f"{path}/")) from error
+    if read_boxes is not None:
+        if media.boxes is None:
+            raise _WrongBoxes("no annotations found for it")
+        try:
+            match_annotations(read_boxes(media.boxes), facts, delivered=delivered)
+        except CorruptVideo as error:
+            raise _WrongBoxes(str(error)) from error
+    return facts.num_frames, facts.source_duration_seconds
 
 
 def _measure_video(path: Path, check_mode: Check) -> tuple[int, float]:
@@ -411,19 +447,19 @@ def _measure_video(path: Path, check_mode: Check) -> tuple[int, float]:
     return facts.num_frames, facts.duration_seconds
 
 
-def _measure_frames(folder: Path, check_mode: Check, delivered: FrameFormat) -> tuple[int, float]:
+def _measure_frames(folder: Path, check_mode: Check, delivered: FrameFormat) -> FrameFacts:
     from vidprep.decode.jpeg import JpegReader
-    from vidprep.extract import read_delivered
 
-    if check_mode == "decode":
-        frames = read_delivered(folder, Video(video_id=folder.name), FrameFormat(), delivered=delivered)
+    video = Video(video_id=folder.name)
+    is_decoded = check_mode == "decode"
+    frames = read_delivered(folder, video, FrameFormat(), delivered=delivered, is_decoded=is_decoded)
+    if is_decoded:
         for _ in frames.images:
             pass
-        return frames.facts.num_frames, frames.facts.source_duration_seconds
-    frames = read_delivered(folder, Video(video_id=folder.name), FrameFormat(), delivered=delivered, is_decoded=False)
-    with JpegReader(folder, template=delivered.template) as reader:
-        reader.get_frames_at([0] if check_mode == "open" else _spread(reader.num_frames))
-    return frames.facts.num_frames, frames.facts.source_duration_seconds
+    else:
+        with JpegReader(folder, template=delivered.template) as reader:
+            reader.get_frames_at([0] if check_mode == "open" else _spread(reader.num_frames))
+    return frames.facts
 
 
 def _spread(num_frames: int) -> list[int]:

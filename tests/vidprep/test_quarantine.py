@@ -11,12 +11,12 @@ from pathlib import Path
 import pytest
 
 from tests.videos import write_numbered_video
-from tests.vidprep.media import write_frames
+from tests.vidprep.media import write_boxes, write_frames
 from tests.vidprep.test_cli import run
 from vidprep import verify as verification
 from vidprep.errors import UsageError
-from vidprep.splits import Split, split_to_csv
-from vidprep.types import FrameFormat, Video
+from vidprep.splits import Split, read_classes, split_to_csv
+from vidprep.types import Box, FrameFormat, Video
 from vidprep.verify import VideosReport, quarantine, verify_videos
 
 __all__ = ["run"]  # the fixture
@@ -294,3 +294,26 @@ def test_info_prints_one_screen(run: Run) -> None:
     status, _, errors = run("info", "jestr")
     assert status == 2
     assert "did you mean jester?" in errors
+
+
+def test_boxes_are_verified_with_their_frames_and_never_reason_to_move_these(run: Run, tmp_path: Path) -> None:
+    names = [f"ILSVRC2015_val_{number:08d}" for number in range(3)]
+    for name in names:
+        write_frames(tmp_path / "ILSVRC2015/Data/VID/val" / name, 3, template="{:06d}.JPEG", first_index=0)
+    box = Box(xyxy=(1, 2, 30, 40), label=0, track_id=0)
+    for name, num_annotated in zip(names[:2], (3, 2), strict=True):
+        folder = tmp_path / "ILSVRC2015/Annotations/VID/val" / name
+        write_boxes(folder, [[box]] * num_annotated, synsets=read_classes("imagenet_vid", "synsets.txt"))
+    (tmp_path / "splits").mkdir()
+    (tmp_path / "splits" / "val.csv").write_text("video_id,label\n" + "".join(f"{name},\n" for name in names))
+    arguments = ["--dataset", "imagenet_vid", "--data-root", tmp_path, "--split", "val", "--workers", 1]
+    status, output, _ = run("verify", *arguments, "--quarantine")
+    assert status == 1
+    assert output.splitlines()[:2] == [
+        "ILSVRC2015_val_00000001: frame 000002.JPEG has no annotation (3 frames, 2 annotations)",
+        "ILSVRC2015_val_00000002: no annotations found for it",
+    ]
+    assert not (tmp_path / "quarantine").exists()
+    status, output, _ = run("shard", *arguments, "--out", tmp_path / "out")
+    assert status == 1
+    assert "1 samples in 1 shards" in output

@@ -121,7 +121,7 @@ def test_holes_wrong_first_numbers_and_damaged_frames_are_faults_until_replaced(
     assert reasons["cut"].startswith("00004.jpg: is damaged")
     assert reasons["size"].startswith("00002.jpg: is 80x48 pixels, the first frame 320x240")
     assert reasons["text"].startswith("00006.jpg: is not a JPEG")
-    assert "no file is named like 00001.jpg" in reasons["empty"]
+    assert reasons["empty"] == "is an empty folder; fetch the frames again"
     assert reasons["gone"] == "no file found for it"
     # The file is replaced, its folder's own time stays: still the shard is tried again, and it alone.
     folder_times = folders["cut"].stat()
@@ -420,7 +420,7 @@ def test_frames_without_their_annotations_are_faults_until_these_come(
 
     assert run() == {
         first: "frame 000005.JPEG has no annotation (8 frames, 7 annotations)",
-        second: "the annotation of frame 1 is of 1280x48 pixels, the frame has 64x48",
+        second: "the annotation of frame 000001.JPEG is of 1280x48 pixels, the frame has 64x48",
         third: "no annotations found for it",
     }
     late.write_text(text)
