@@ -3,13 +3,14 @@
 import errno
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path, PurePosixPath
 
 from vidprep import archives
+from vidprep.datasets import epic_kitchens
 from vidprep.download import (
     STATE_FOLDER,
     Failure,
@@ -29,6 +30,10 @@ from vidprep.errors import UsageError, VidprepError
 from vidprep.types import DatasetInfo, RemoteFile
 
 __all__ = ["Acquired", "download_dataset", "plan_dataset", "take_dataset"]
+
+
+MORE_FILES: dict[str, Callable[[], tuple[RemoteFile, ...]]] = {"epic_kitchens": epic_kitchens.list_files}
+"""Files that a publisher offers beyond those in the data set's `files`: too many to be written there."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -184,7 +189,8 @@ def take_dataset(
 
     An archive in `source/x/` or `source/archives/x/` is unpacked into `root/x/`, unless the data set says otherwise
     of a file of its name, of a folder on its way (`train/`), or of a word in its name (`k700_train_001.tar.gz`).
-    Other files are linked where the disk allows it, else copied; one that is there with another size stays.
+    Other files go to the same place, linked where the disk allows it, else copied; one that is there with another size
+    stays.
 
     Args:
         info: the data set.
@@ -213,10 +219,11 @@ def take_dataset(
     failures: list[str] = []
     notes: list[str] = []
     num_files = 0
+    offered = _offered(info)
     with _alone(root):
         for path in found:
             below = PurePosixPath(path.relative_to(source).as_posix())
-            known = _known_file(info, below)
+            known = _known_file(offered, below)
             if known is not None and known.kind == "url_list":
                 continue
             if _is_archive(info, path, known):
@@ -225,7 +232,7 @@ def take_dataset(
                     by_folder.setdefault(to, []).append(path)
                     notes += _other_edition(path, known)
             elif split is None or known is None or known.split in (None, split):
-                to = known.filename if known is not None and known.filename is not None else below.as_posix()
+                to = known.filename if known is not None and known.filename is not None else _own_place(below)
                 try:
                     _put(path, root / to)
                     num_files += 1
@@ -260,7 +267,11 @@ def _alone(root: Path) -> Iterator[None]:
 def _files_of(info: DatasetInfo, split: str | None) -> list[RemoteFile]:
     if split is not None and split not in info.splits:
         raise UsageError(f"{info.name} has no split {split!r}; it has {', '.join(info.splits)}.")
-    return [file for file in info.files if split is None or file.split in (None, split)]
+    return [file for file in _offered(info) if split is None or file.split in (None, split)]
+
+
+def _offered(info: DatasetInfo) -> tuple[RemoteFile, ...]:
+    return (*info.files, *MORE_FILES.get(info.name, tuple)())
 
 
 def _groups(files: Sequence[RemoteFile]) -> list[_Group]:
@@ -365,10 +376,10 @@ def _walk(folder: Path) -> Iterator[Path]:
                 yield Path(base) / name
 
 
-def _known_file(info: DatasetInfo, below: PurePosixPath) -> RemoteFile | None:
+def _known_file(offered: Sequence[RemoteFile], below: PurePosixPath) -> RemoteFile | None:
     """The publisher's file of this place, or else the only one of this name."""
     of_name = []
-    for file in info.files:
+    for file in offered:
         name = url_name(file.url)
         path = f"{file.filename or ''}/{name}" if file.kind == "url_list" else (file.filename or name)
         if path == below.as_posix():
@@ -396,8 +407,13 @@ def _destination(info: DatasetInfo, below: PurePosixPath, known: RemoteFile | No
     named = [folder for folder in folders if folder in words]
     if len(named) == 1:
         return named[0], folders[named[0]]
-    own = below.parts[1:-1] if below.parts[0] == "archives" else below.parts[:-1]
-    return "/".join(own), None
+    own = PurePosixPath(_own_place(below)).parent.as_posix()
+    return "" if own == "." else own, None
+
+
+def _own_place(below: PurePosixPath) -> str:
+    """The same place below the data root, where `archives/` stands for the root itself."""
+    return "/".join(below.parts[1:] if below.parts[0] == "archives" else below.parts)
 
 
 def _other_edition(path: Path, known: RemoteFile | None) -> list[str]:

@@ -311,6 +311,9 @@ def download(
             progress="download",
         )
     typer.echo(report.to_text())
+    if source is None and info.access == "youtube":
+        typer.echo(f"The videos themselves: {info.instructions}")
+        typer.echo(f"Or from YouTube: vidprep download {name} --data-root {data_root} --split SPLIT --youtube")
     if report.failures:
         raise typer.Exit(1)
 

@@ -242,6 +242,25 @@ def test_taking_one_split_leaves_the_others(tmp_path: Path) -> None:
     assert files_of(tmp_path / "root") == {"val/d.mp4": b"d"}
 
 
+def test_loose_videos_go_where_their_folder_says_and_known_ones_to_their_place(tmp_path: Path) -> None:
+    loose = {"archives/yoga/a.mp4": b"a", "beach/b.avi": b"b"}
+    take_dataset(INFO, give(tmp_path / "mine", loose), tmp_path / "root")
+    assert files_of(tmp_path / "root") == {"yoga/a.mp4": b"a", "beach/b.avi": b"b"}
+
+    epic = give(tmp_path / "epic", {"archives/videos/train/P01/P01_01.MP4": b"1", "EPIC_100_train.csv": b"2"})
+    take_dataset(DATASETS["epic_kitchens"], epic, tmp_path / "root_epic")
+    assert files_of(tmp_path / "root_epic") == {"videos/P01/P01_01.MP4": b"1", "annotations/EPIC_100_train.csv": b"2"}
+
+
+def test_all_700_videos_of_epic_are_offered_with_their_md5(tmp_path: Path) -> None:
+    with serve({}) as server:
+        plan, _ = plan_dataset(DATASETS["epic_kitchens"], tmp_path, mirror=server.url)
+
+    videos = [planned for planned in plan.files if planned.path.suffix == ".MP4"]
+    assert len({planned.path for planned in videos}) == 700
+    assert all(planned.file.md5 for planned in videos)
+
+
 def test_a_bad_archive_is_named_and_the_others_are_taken(tmp_path: Path) -> None:
     source = give(
         tmp_path / "mine", {"train/part_0.tar.gz": b"<html>", "val/part_0.tar.gz": SERVED["/val/part_0.tar.gz"]}
