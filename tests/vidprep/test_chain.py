@@ -1,10 +1,15 @@
 """Every data set from its official form to the loader: each stage is the command that a user runs."""
 
 import json
+import math
 import re
+import shutil
 import sys
 import tarfile
+import threading
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -208,3 +213,65 @@ def whole_pictures(crops: torch.Tensor, dataset: ShardDataset, width: int, heigh
     along = -1 if width >= height else -2
     last = pictures[2].narrow(along, SIDE - missing, missing)
     return [picture.numpy().transpose(1, 2, 0) for picture in torch.cat([pictures[0], last], dim=along)]
+
+
+def test_segments_of_activitynet_are_cut_by_seconds(make: Make, run: Run, tmp_path: Path) -> None:
+    made = make("activitynet")
+    root, shards = tmp_path / "root", tmp_path / "shards"
+    assert run("download", "activitynet", "--from", made.archives, "--data-root", root)[0] == 0
+    annotations = made.annotation_files[0]
+    status, output = run("split", "activitynet", "--data-root", root, "--annotations", annotations, "--unit", "segment")
+    assert status == 0, output
+    assert f"{made.traps['segment whose start is not before its end']}: segment 2 (9.0 to 9.0 s of 15.5 s)" in output
+    where = ("--dataset", "activitynet", "--data-root", root, "--split", "train", "--workers", 1)
+    run("shard", *where, "--out", shards, "--content", "frames", "--fps", 0, "--short-side", SIDE)
+    whole = {sample.video_id: sample for sample in made.splits["train"].samples}
+    database, classes = json.loads(annotations.read_text())["database"], read_manifest(shards, "train").classes
+    expected = []
+    for video_id, sample in whole.items():
+        for annotation in database[video_id]["annotations"]:
+            # ten frames a second, as many as the file has
+            first, end = (math.ceil(round(10 * seconds, 6)) for seconds in annotation["segment"])
+            end = min(end, sample.num_frames)
+            if first < end:
+                numbers = sample.first_number + first, sample.first_number + end - 1
+                expected.append((video_id, (classes.index(annotation["label"]),), *numbers))
+    assert len(expected) == 5
+    dataset = ShardDataset(shards, "train", num_frames=NUM_FRAMES, resize=SIDE, crop=SIDE, num_crops=3)
+    rows = read_samples(shards, "train")
+    for index, (row, (video_id, labels, first, last)) in enumerate(zip(rows, expected, strict=True)):
+        assert (row.video_id, row.labels, row.num_frames) == (video_id, labels, last - first + 1)
+        shown = [
+            read_number(picture) for picture in whole_pictures(dataset[index].frames, dataset, row.width, row.height)
+        ]
+        assert first <= shown[0] < shown[-1] <= last
+
+
+def test_kinetics400_comes_the_same_from_a_server_as_from_a_folder(make: Make, run: Run, tmp_path: Path) -> None:
+    made = make("kinetics400")
+    site = tmp_path / "site" / "kinetics" / "400"
+    shutil.copytree(made.archives, site)
+    shutil.copytree(made.folder / "annotations", site / "annotations")
+    handler = partial(QuietHandler, directory=str(tmp_path / "site"))
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
+        thread.start()
+        try:
+            mirror = f"http://127.0.0.1:{server.server_port}"
+            status, output = run("download", "kinetics400", "--data-root", tmp_path / "fetched", "--mirror", mirror)
+        finally:
+            server.shutdown()
+            thread.join()
+    assert status == 0, output
+    assert run("download", "kinetics400", "--from", made.archives, "--data-root", tmp_path / "taken")[0] == 0
+    fetched, taken = (
+        {path.relative_to(tmp_path / root): path.read_bytes() for path in (tmp_path / root).rglob("*.mp4")}
+        for root in ("fetched", "taken")
+    )
+    assert fetched == taken
+    assert len(fetched) > len(made.splits["train"].samples)
+
+
+class QuietHandler(SimpleHTTPRequestHandler):
+    def log_message(self, *_: object) -> None:
+        """Say nothing."""
