@@ -647,13 +647,14 @@ def import_list(
         typer.echo(f"note: {note}")
     path = write_videos(listed, data_root)
     typer.echo(f"{path}: {len(listed.rows)} videos, {len(listed.split.classes)} classes")
-    faults = check_frames(listed)
+    faults = {fault.video_id: fault for fault in check_frames(listed)}
     if is_copied:
         report = adopt_frames(
             listed, out=_frames_folder(data_root, split_name), workers=workers, progress=f"copy {split_name}"
         )
         typer.echo(f"{report.folder}: {report.num_frames} frames of {report.num_videos} videos")
-    _tell_faults(faults, num_videos=len(listed.rows), what="not as listed")
+        faults |= {fault.video_id: fault for fault in report.faults}
+    _tell_faults(list(faults.values()), num_videos=len(listed.rows), what="not as listed")
 
 
 def _load(

@@ -1,5 +1,7 @@
 import csv
 import json
+import shutil
+import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,10 +14,11 @@ from PIL import Image
 
 from tests.videos import number_image, read_number, write_numbered_video
 from vidprep import cli
+from vidprep.datasets import get
 from vidprep.errors import UnknownName, UsageError
 from vidprep.export import export
 from vidprep.extract import extract, frame_size
-from vidprep.layouts import LAYOUTS, Layout, find_layout
+from vidprep.layouts import LAYOUTS, Layout, describe_frames, find_layout
 from vidprep.layouts.lists import check_frames, read_list
 from vidprep.probe import probe
 from vidprep.splits import Split, read_classes
@@ -648,12 +651,81 @@ def test_unknown_layouts_name_the_known_ones() -> None:
         find_layout("taps", "something_v2", "x")
 
 
-def test_every_layout_is_found_by_its_name_and_described() -> None:
-    names = [layout.name for layouts in LAYOUTS.values() for layout in layouts]
+def test_every_layout_is_found_by_its_name_and_described_as_it_is() -> None:
+    layouts = [layout for of_code in LAYOUTS.values() for layout in of_code]
+    names = [layout.name for layout in layouts]
     assert len(set(names)) == len(names)
     assert all(layout_of(name).name == name for name in names)
-    text = (Path(__file__).parents[2] / "docs" / "layouts.md").read_text()
-    assert [name for name in names if f"`{name}`" not in text] == []
+    lines = (Path(__file__).parents[2] / "docs" / "layouts.md").read_text().splitlines()
+    assert [line for line in lines if line.startswith("| `")] == [row_of_table(layout) for layout in layouts]
+
+
+def row_of_table(layout: Layout) -> str:
+    """A layout as docs/layouts.md describes it."""
+    if layout.frames is None:
+        how = "video files" if layout.video_height is None else f"MP4, height {layout.video_height}"
+    elif get(layout.dataset).media == "frames":
+        how = f"as delivered, {layout.frames.template.format(layout.frames.first_index)}"
+    else:
+        how = describe_frames(layout.frames)
+    separator = {" ": "space", ",": "comma"}[layout.separators[0]]
+    end = ("CRLF" if layout.line_end == "\r\n" else "LF") + ("" if layout.has_final_newline else ", none at the end")
+    line = f"{' '.join(layout.columns)}; {separator}; {end}" if layout.write_list is None else "official form"
+    order = {"own": "official order", "sorted": "by name"}.get(layout.class_order, f"`{layout.class_order}`")
+    classes = f"{order}, `{layout.class_file}`" if layout.class_file else order
+    place = "/".join(part for part in (layout.base, layout.path) if part)
+    return f"| `{layout.name}` | `{place}` | {how} | `{layout.list_file}` | {line} | {classes} |"
+
+
+@pytest.mark.skipif(shutil.which("ffmpeg") is None, reason="needs the ffmpeg program")
+@pytest.mark.parametrize(
+    ("name", "video_id", "recipe"),
+    [
+        ("taps/mini_kinetics", "a", "-vf scale=256:256:force_original_aspect_ratio=increase -r 5"),
+        (
+            "rgtp/kinetics400",
+            "0wR5jVB-WPk_000417_000427",
+            "-vf scale=224:224:force_original_aspect_ratio=increase -r 25",
+        ),
+        ("uni_adafocus/something_v2", "1", "-vf scale=-1:256"),
+    ],
+)
+def test_frames_are_those_of_the_published_command(name: str, video_id: str, recipe: str, tmp_path: Path) -> None:
+    layout = layout_of(name)
+    path = write_numbered_video(tmp_path / "a.mp4", num_frames=50, fps=30, width=96, height=128)
+    export(
+        make_split(layout.dataset, Video(video_id=video_id, labels=(0,))), {video_id: path}, layout=layout, out=tmp_path
+    )
+    [record] = (tmp_path / ".vidprep").glob("*.json")
+    assert json.loads(record.read_text())["layout"] == name
+    (tmp_path / "theirs").mkdir()
+    command = [
+        "ffmpeg",
+        "-v",
+        "error",
+        "-i",
+        str(path),
+        *recipe.split(),
+        "-q:v",
+        "2",
+        str(tmp_path / "theirs/%05d.jpg"),
+    ]
+    subprocess.run(command, check=True)
+    [ours] = [folder for folder in tmp_path.rglob(video_id) if folder.is_dir()]
+    assert [number_in(ours / file) for file in names_in(ours)] == [
+        number_in(tmp_path / "theirs" / file) for file in names_in(tmp_path / "theirs")
+    ]
+    assert picture_in(next(ours.iterdir())).shape == picture_in(tmp_path / "theirs/00001.jpg").shape
+
+
+def test_what_a_killed_run_left_half_filled_is_removed(tmp_path: Path) -> None:
+    path = write_numbered_video(tmp_path / "a.mp4", num_frames=12)
+    half = tmp_path / "out/.vidprep/taps-something_v2.part/1-0123"
+    half.mkdir(parents=True)
+    (half / "00001.jpg").write_bytes(b"half")
+    split = make_split("something_v2", Video(video_id="a", labels=(0,)))
+    export(split, {"a": path}, layout=find_layout("taps", "something_v2"), out=tmp_path / "out")
+    assert names_in(tmp_path / "out/.vidprep") == ["taps-something_v2.json"]
 
 
 def call(*arguments: object) -> int:
