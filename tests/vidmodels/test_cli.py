@@ -68,7 +68,7 @@ def test_list_shows_methods_and_recipes(capsys: pytest.CaptureFixture[str]) -> N
     assert call("list") == 0
     lines = capsys.readouterr().out.splitlines()
     assert lines[0].split() == ["method", "paper"]
-    assert any(line.split()[:4] == ["taps/toy", "toy", "16", "epochs"] for line in lines)
+    assert any(line.split()[:4] == ["taps/toy", "toy", "20", "epochs"] for line in lines)
 
 
 def test_show_prints_toml_that_loads_back(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -188,7 +188,9 @@ def test_wrong_questions_are_one_line_with_the_nearest_names(
 ) -> None:
     training = ["--data", shards, "--out", tmp_path / "run"]
     assert "no method 'tap'; did you mean taps?" in complaint(2, "train", "tap", "--recipe", "toy", *training)
-    assert "no recipe 'taps/toi'; did you mean taps/toy?" in complaint(2, "train", "taps", "--recipe", "toi", *training)
+    assert "no recipe 'taps/toi'; did you mean taps/toy or taps/toy_dense?" in complaint(
+        2, "train", "taps", "--recipe", "toi", *training
+    )
     assert "train.lrr: unknown key, did you mean lr?" in complaint(2, "show", "taps/toy", "--set", "train.lrr=1")
     assert "but recipe toy is for toy (8 classes)" in complaint(2, "train", "taps", "--recipe", "toy", *training)
     assert "no such folder" in complaint(2, "train", "taps", "--recipe", "toy", "--data", "nowhere", "--out", tmp_path)

@@ -18,6 +18,7 @@ __all__ = [
     "YOUTUBE_ID",
     "ListRow",
     "Rows",
+    "is_number",
     "label_key",
     "line_numbers",
     "line_of",
@@ -113,6 +114,11 @@ def line_numbers(text: str, pattern: str) -> dict[str, int]:
     return lines
 
 
+def is_number(text: str) -> bool:
+    """Whether a text is digits 0-9 and nothing else; `isdigit` alone takes superscripts, too."""
+    return text.isascii() and text.isdigit() and len(text) < 19
+
+
 def label_key(name: str) -> str:
     """What is common to all spellings of a class: lower case, only a-z and 0-9; unique within each Kinetics."""
     return re.sub(r"[^a-z0-9]", "", name.lower())
@@ -135,7 +141,7 @@ def read_class_names(path: Path) -> tuple[str, ...]:
     for line, text in read_lines(path):
         if text == "action" and not names:  # BSN's action_name.csv
             continue
-        numbered = re.fullmatch(r"(\d+),(.+)", text)
+        numbered = re.fullmatch(r"([0-9]{1,9}),(.+)", text)
         if is_numbered is None:
             is_numbered = numbered is not None
         if is_numbered and (numbered is None or int(numbered[1]) != len(names)):
@@ -164,9 +170,11 @@ class ListRow:
 
 
 LIST_LINES = (
-    re.compile(r"(?P<folder>[^;]+);(?P<frames>\d+);(?P<labels>\d+)"),
-    re.compile(r"(?P<folder>[^,]+),(?P<frames>\d+),(?P<labels>\d+(?:,\d+){0,2})"),
-    re.compile(r"(?P<folder>.+) (?P<frames>\d+) (?P<labels>\d+)"),  # cut from the right: folders hold spaces
+    re.compile(r"(?P<folder>[^;]+);(?P<frames>[0-9]{1,9});(?P<labels>[0-9]{1,9})"),
+    re.compile(r"(?P<folder>[^,]+),(?P<frames>[0-9]{1,9}),(?P<labels>[0-9]{1,9}(?:,[0-9]{1,9}){0,2})"),
+    re.compile(
+        r"(?P<folder>.+) (?P<frames>[0-9]{1,9}) (?P<labels>[0-9]{1,9})"
+    ),  # cut from the right: folders hold spaces
 )
 
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
-from vidprep.datasets.annotations import Rows
+from vidprep.datasets.annotations import Rows, is_number
 from vidprep.errors import UsageError
 from vidprep.splits import Split, read_classes, read_packaged, read_table
 from vidprep.types import DatasetInfo, FrameFormat, RemoteFile, Video
@@ -218,7 +218,7 @@ def _read_labels(row: Mapping[str, str], rows: Rows, *, place: str) -> tuple[int
     labels: list[int] = []
     for column, names in (("verb_class", rows.classes), ("noun_class", rows.noun_classes)):
         text = row[column].strip()
-        if not text.isdigit() or int(text) >= len(names):
+        if not is_number(text) or int(text) >= len(names):
             raise UsageError(f"{place}: {column} is a number from 0 to {len(names) - 1}, got {text!r}.")
         labels.append(int(text))
     nouns = _read_literal(row, "all_nouns", str, place=place)
@@ -235,7 +235,7 @@ def _read_literal(row: Mapping[str, str], column: str, kind: type, *, place: str
     """A list that is written as Python writes it: "['plate', 'cup']"."""
     try:
         value = ast.literal_eval(row[column])
-    except (ValueError, SyntaxError) as error:
+    except (ValueError, SyntaxError, RecursionError, MemoryError) as error:
         raise UsageError(f"{place}: {column} is a Python list, got {row[column]!r}; is the file cut short?") from error
     if not isinstance(value, list) or not all(isinstance(item, kind) for item in value):
         raise UsageError(f"{place}: {column} is a list of {kind.__name__}, got {row[column]!r}.")

@@ -42,7 +42,7 @@ INFO = DatasetInfo(
     paper="https://arxiv.org/abs/1502.07209",
 )
 
-HASHING_LINE = re.compile(r"([^,]+),(\d+)")
+HASHING_LINE = re.compile(r"([^,]+),([0-9]{1,9})")
 
 
 def build_splits(annotations: Sequence[Path]) -> dict[str, Split]:

@@ -64,7 +64,7 @@ INFO = DatasetInfo(
 
 LIST_LINE = re.compile(
     r"(?:(?:train|val|test)/)?(?:ILSVRC201\d_VID_(?:train|val|test)_\d{4}/)?"
-    r"(?P<snippet>ILSVRC201\d_(?P<split>train|val|test)_\d{8})(?:/(?P<frame>\d{6}))?(?P<numbers>(?: -?\d+)*)"
+    r"(?P<snippet>ILSVRC201\d_(?P<split>train|val|test)_\d{8})(?:/(?P<frame>\d{6}))?(?P<numbers>(?: -?[0-9]{1,9})*)"
 )
 
 

@@ -2,6 +2,7 @@
 
 import csv
 import math
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -180,7 +181,7 @@ def _find_id(fields: Sequence[str]) -> int | None:
 
 
 def _is_time(text: str) -> bool:
-    return text.strip().replace(".", "", 1).isdigit()
+    return re.fullmatch(r"[0-9]+(\.[0-9]*)?", text.strip()) is not None
 
 
 def _read_headless_rows(path: Path, separator: str) -> Iterator[tuple[int, dict[str, str]]]:

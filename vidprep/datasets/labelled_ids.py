@@ -7,7 +7,7 @@ and plain sorted order (lists made with TSM's script, Uni-AdaFocus-TSM).
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from vidprep.datasets.annotations import ListRow, Rows, read_lines, read_list, sorted_ids, split_of_list
+from vidprep.datasets.annotations import ListRow, Rows, is_number, read_lines, read_list, sorted_ids, split_of_list
 from vidprep.errors import UsageError, suggest
 from vidprep.splits import Split, read_classes
 from vidprep.types import DatasetInfo, Video
@@ -39,9 +39,9 @@ def build_splits(annotations: Sequence[Path], *, info: DatasetInfo, known: Mappi
         first = lines[0][1]
         if ";" in first:
             _read_labelled(path, lines, rows, answers)
-        elif first.isdigit():
+        elif is_number(first):
             tests |= _read_ids(path, lines)
-        elif first.split(" ")[-1].isdigit():
+        elif is_number(first.split(" ")[-1]):
             _read_list(path, rows, known)
         else:
             _check_classes(path, lines, rows)
@@ -57,7 +57,7 @@ def _read_labelled(path: Path, lines: Sequence[tuple[int, str]], rows: Rows, ans
     for line, text in lines:
         place = f"{path}, line {line}"
         video_id, _, name = text.partition(";")
-        if not video_id.isdigit() or not name:
+        if not is_number(video_id) or not name:
             raise UsageError(f"{place}: expected `id;Class name`, got {text[:80]!r}; is the file cut short?")
         if name not in class_index:
             raise UsageError(f"{place}: {name!r} is no class of {rows.info.title}; {suggest(name, class_index)}")
@@ -70,7 +70,7 @@ def _read_labelled(path: Path, lines: Sequence[tuple[int, str]], rows: Rows, ans
 def _read_ids(path: Path, lines: Sequence[tuple[int, str]]) -> dict[str, str]:
     places: dict[str, str] = {}
     for line, text in lines:
-        if not text.isdigit():
+        if not is_number(text):
             raise UsageError(f"{path}, line {line}: expected the id of a test video, got {text[:80]!r}.")
         places[text] = f"{path}, line {line}"
     return places

@@ -7,6 +7,7 @@ from typing import Any
 
 from vidprep.datasets.annotations import (
     Rows,
+    is_number,
     line_numbers,
     line_of,
     read_json,
@@ -126,7 +127,7 @@ def _read_entries(content: Any, path: Path, text: str, rows: Rows) -> list[tuple
     for number, entry in enumerate(content, start=1):
         video_id = entry.get("id") if isinstance(entry, dict) else None
         place = f"{path}, entry {number}"
-        if not isinstance(video_id, str) or not video_id.isdigit():
+        if not isinstance(video_id, str) or not is_number(video_id):
             raise UsageError(
                 f'{place}: expected {{"id": "78687", "template": ...}} with the id a string, got {entry!r}.'
             )
@@ -150,7 +151,7 @@ def _read_answers(path: Path, classes: Sequence[str]) -> dict[str, tuple[int, st
     answers: dict[str, tuple[int, str]] = {}
     for line, text in read_lines(path):
         video_id, _, name = text.partition(";")
-        if not video_id.isdigit() or name not in class_index:
+        if not is_number(video_id) or name not in class_index:
             raise UsageError(
                 f"{path}, line {line}: expected `id;class` of Something-Something V2, got {text[:80]!r}; is the file "
                 "cut short, or of another data set?"

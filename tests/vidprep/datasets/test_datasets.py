@@ -116,3 +116,11 @@ def test_only_some_lists_are_built_from_annotations() -> None:
         build_splits("toy", [Path("a.csv")])
     with pytest.raises(UsageError, match="kinetics400: give at least one annotation file"):
         build_splits("kinetics400", [])
+
+
+def test_every_data_set_and_every_list_is_described() -> None:
+    root = Path(__file__).parent.parent.parent.parent
+    docs, provenance = (root / "docs" / "datasets.md").read_text(), (root / "splits" / "README.md").read_text()
+    assert [name for name in DATASETS if f"`{name}`" not in docs] == []
+    assert [name for name in splits.read_checksums() if f"`{name}`" not in provenance] == []
+    assert [name for name in datasets.BUILDERS if f"| {name} |" not in provenance] == []

@@ -5,6 +5,7 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from vidprep.datasets import build_splits, get, imagenet_vid
@@ -257,3 +258,50 @@ def test_count_that_differs_from_the_published_is_reported(testdata: Path) -> No
     assert built["val"].notes == ("kinetics600/val: 200 videos; 30,000 were published.",)
     built = build_splits("imagenet_vid", [testdata / "lists" / "VID_val_videos.txt"])
     assert (len(built["val"].videos), built["val"].notes) == (get("imagenet_vid").splits["val"], ())
+
+
+DAMAGE = [
+    b"",
+    b'"',
+    b"\n",
+    b",",
+    b";",
+    b"{",
+    b"]",
+    b"null",
+    b"\xff",
+    b"\x00",
+    b" ",
+    b"-1",
+    b"1e999",
+    b"\r",
+    "²".encode(),
+]
+
+
+@pytest.mark.parametrize(
+    ("name", "file"),
+    [
+        *OFFICIAL.items(),
+        ("mini_kinetics", "lists/adafuse_mini_val.head200.txt"),
+        ("something_v2", "annotations/ssv2_test-answers.excerpt.csv"),
+        ("something_v1", "lists/adafuse_sthv1_train_split.head200.txt"),
+        ("epic_kitchens", "annotations/epic_100_splits.csv"),
+        ("epic_kitchens", "annotations/EPIC_100_video_info.csv"),
+    ],
+)
+def test_damaged_file_is_read_or_refused_in_one_line(
+    testdata: Path, tmp_path: Path, rng: np.random.Generator, name: str, file: str
+) -> None:
+    content = (testdata / file).read_bytes()[:4000]
+    path = tmp_path / Path(file).name
+    for _ in range(60):
+        damaged = bytearray(content)
+        start = int(rng.integers(len(damaged)))
+        damaged[start : start + int(rng.choice([0, 1, 5, 20]))] = DAMAGE[int(rng.integers(len(DAMAGE)))]
+        path.write_bytes(bytes(damaged))
+        try:
+            build_splits(name, [path])
+        except UsageError as error:
+            assert path.name in str(error)  # noqa: PT017 - either is right
+            assert "\n" not in str(error)  # noqa: PT017

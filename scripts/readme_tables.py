@@ -1,0 +1,108 @@
+"""Fills the generated tables of README.md from the data sets and the recipes; `--check` only compares.
+
+A table stands between `<!-- NAME -->` and `<!-- end -->`. Tables of measurements (demo, decode) are pasted by hand.
+"""
+
+import argparse
+import re
+import sys
+from pathlib import Path
+
+import torch
+
+from vidmodels.cost import count_cost
+from vidmodels.methods import METHODS
+from vidmodels.recipes import list_recipes, load_recipe
+from vidmodels.types import Published, Recipe
+from vidprep.datasets import DATASETS
+from vidprep.types import DatasetInfo
+
+README = Path(__file__).parent.parent / "README.md"
+
+TASKS = {"single_label": "one label", "multi_label": "several labels", "detection": "boxes"}
+
+
+def filled(readme: str) -> str:
+    """The README's text with both tables as they should be."""
+    for name, table in (("data sets", dataset_table()), ("methods", method_table())):
+        marked = re.compile(rf"(<!-- {name} -->\n).*?(<!-- end -->)", re.DOTALL)
+        if not marked.search(readme):
+            raise SystemExit(f"{README}: no place for the table, `<!-- {name} -->` ... `<!-- end -->`")
+        readme = marked.sub(lambda found, table=table: f"{found[1]}{table}\n{found[2]}", readme)  # type: ignore[misc]
+    return readme
+
+
+def dataset_table() -> str:
+    """One row a data set."""
+    rows = ["| `--dataset` | what | task | classes | videos |", "|---|---|---|---|---|"]
+    for info in DATASETS.values():
+        title = f"[{info.title}]({info.homepage})" if info.homepage else info.title
+        classes = info.num_classes if info.num_classes is not None else "yours"
+        rows.append(f"| `{info.name}` | {title} | {TASKS.get(info.task, info.task)} | {classes} | {_counts(info)} |")
+    return "\n".join(rows)
+
+
+def _counts(info: DatasetInfo) -> str:
+    known = [f"{split} {count:,}" for split, count in info.splits.items() if count is not None]
+    return ", ".join(known) or "yours"
+
+
+def method_table() -> str:
+    """One row a recipe; costs are counted here, from the operators that run."""
+    rows = [
+        "| recipe | data set | clip | parameters | GMACs a clip, nothing skipped | published |",
+        "|---|---|---|---|---|---|",
+    ]
+    for name in list_recipes():
+        recipe = load_recipe(name)
+        data = recipe.data
+        macs, num_params = _cost(recipe)
+        cost = f"{num_params / 1e6:.2f} M | {macs / 1e9:.3g}"
+        clip = f"{data.num_frames} x {data.crop} x {data.crop}"
+        rows.append(f"| `{name}` | `{data.dataset}` | {clip} | {cost} | {_published(recipe.published)} |")
+    return "\n".join(rows)
+
+
+def _cost(recipe: Recipe) -> tuple[int, int]:
+    data = recipe.data
+    num_classes = data.num_classes
+    if num_classes is None:
+        info = DATASETS[data.dataset]
+        if info.num_classes is None:
+            raise SystemExit(
+                f"recipe {recipe.name}: {data.dataset} does not say how many classes; set data.num_classes"
+            )
+        num_classes = info.num_classes
+    with torch.device("meta"):
+        model = METHODS[recipe.method].build(recipe.model, num_classes)
+        clip = torch.empty(1, data.num_frames, 3, data.crop, data.crop)
+    cost = count_cost(model.eval(), clip)
+    return cost.macs, cost.num_params
+
+
+def _published(published: Published | None) -> str:
+    if published is None:
+        return "ours"
+    figures = {"top-1": published.top1, "mAP": published.map, "GMACs": published.gmacs}
+    known = [f"{name} {value:g}" for name, value in figures.items() if value is not None]
+    return ", ".join(known) or "only in figures"
+
+
+def main() -> None:
+    """Write the tables, or say that they are not up to date."""
+    parser = argparse.ArgumentParser(description="Fill the generated tables of README.md.")
+    parser.add_argument("--check", action="store_true", help="change nothing; status 1 if something would change")
+    is_check = parser.parse_args().check
+    before = README.read_text(encoding="utf-8")
+    after = filled(before)
+    if before == after:
+        return
+    if is_check:
+        sys.exit(
+            "README.md: its tables are not those of the data sets and recipes; run `python -m scripts.readme_tables`"
+        )
+    README.write_text(after, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
