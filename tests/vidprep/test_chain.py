@@ -34,7 +34,7 @@ SIDE = 64
 
 REASONS: Mapping[Flaw, str] = {
     "missing": "no file found for it",
-    "empty": r"is empty \(0 bytes\)|no file is named like",
+    "empty": r"is empty \(0 bytes\)|is an empty folder",
     "truncated": "its index .* is missing|is damaged|is not a JPEG",
     "gap": "missing|holes",
     "outside": "lies outside the video",
