@@ -140,8 +140,6 @@ def read_list(
         _check_class_folder(fields, labels, classes, layout, place=place)
         first = offset if offset is not None else layout.frames.first_index if layout.frames is not None else 0
         video_id = fields["video_id"] + (f"@{offset}" if offset is not None else "")
-        if "suffix" in fields and layout.dataset == "folder":
-            video_id += fields["suffix"]
         row = ListedVideo(
             line=line,
             path=found,
