@@ -524,6 +524,8 @@ class _Transfer:
             self.path.parent.mkdir(parents=True, exist_ok=True)
         if self.path.is_file():
             self._check_there()
+            # A kill between the last two steps of an earlier run may have left it.
+            self.state_path.unlink(missing_ok=True)
             self.display.end(self.path, _size(self.path))
             return Fetched(file=self.file, path=self.path, num_bytes=_size(self.path), num_new_bytes=0)
         self.display.begin(self.path, self.num_bytes_likely)

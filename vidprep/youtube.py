@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from vidprep.console import track
-from vidprep.engine import writing
+from vidprep.engine import CannotWrite, writing
 from vidprep.errors import MissingPackage, UsageError
 from vidprep.types import DatasetInfo, Video
 
@@ -297,8 +297,10 @@ def _fetch(
     try:
         with yt_dlp.YoutubeDL(options) as downloader:
             downloader.download([url.format(youtube_id=video.youtube_id)])
-    except yt_dlp.utils.YoutubeDLError as error:
-        message = " ".join(re.sub(r"\x1b\[[0-9;]*m", "", str(error)).split())
+    except Exception as error:  # also what yt-dlp itself stumbles over: one video must not end the run
+        message = " ".join(re.sub(r"\x1b\[[0-9;]*m", "", str(error)).split()) or type(error).__name__
+        if "No space left" in message or "Disk quota exceeded" in message:
+            raise CannotWrite(f"{work}: {message}; free some and run the same command again.") from error
         return Attempt(
             youtube_id=video.youtube_id,
             reason=classify(message),

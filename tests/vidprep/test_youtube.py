@@ -9,6 +9,7 @@ import pytest
 from tests.server import Behaviour, Server, serve
 from vidprep import youtube
 from vidprep.datasets import get
+from vidprep.engine import CannotWrite
 from vidprep.errors import MissingPackage, UsageError
 from vidprep.miniature.videos import write_numbered_video
 from vidprep.probe import probe
@@ -145,6 +146,23 @@ def test_a_dropped_connection_goes_on_where_it_broke(tmp_path: Path, clip: bytes
 
     assert [path.read_bytes() for path in report.fetched] == [clip]
     assert not list((tmp_path / ".youtube").iterdir())
+
+
+def test_what_yt_dlp_itself_stumbles_over_is_remembered_and_a_full_disk_ends_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def stumble(error: Exception) -> Any:
+        def download(self: object, urls: object) -> None:
+            raise error
+
+        return download
+
+    with serve({}) as server:
+        monkeypatch.setattr("yt_dlp.YoutubeDL.download", stumble(KeyError("formats")))
+        assert [(one.reason, one.message) for one in fetch(server, tmp_path, ["a"]).failed] == [("other", "'formats'")]
+        monkeypatch.setattr("yt_dlp.YoutubeDL.download", stumble(OSError(28, "No space left on device")))
+        with pytest.raises(CannotWrite, match="No space left on device; free some"):
+            fetch(server, tmp_path, ["b"])
 
 
 def test_a_segment_is_cut_to_its_seconds(tmp_path: Path, clip: bytes) -> None:
