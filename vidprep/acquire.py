@@ -3,7 +3,7 @@
 import errno
 import os
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from fnmatch import fnmatch
@@ -127,7 +127,8 @@ def download_dataset(
         groups = _groups(wanted)
         waiting = [group for group in groups if not _was_freed(group, root)]
         plan = plan_downloads([file for group in waiting for file in group.files], root, mirror=mirror)
-        _require_space(plan, delete_archives=delete_archives)
+        to_unpack = {place(file, root) for group in waiting if not _marks_of(group, root) for file in group.files}
+        _require_space(plan, to_unpack, delete_archives=delete_archives)
         group_of = {place(file, root): group for group in waiting for file in group.files}
         paths_of: dict[str, list[Path]] = {}
         unpacked = [mark for group in groups if group not in waiting for mark in _marks_of(group, root)]
@@ -314,9 +315,11 @@ def _was_freed(group: _Group, root: Path) -> bool:
     return any(mark.name == group.name for mark in marks) or len(marks) == len(group.files)
 
 
-def _require_space(plan: Plan, *, delete_archives: bool) -> None:
+def _require_space(plan: Plan, to_unpack: Collection[Path], *, delete_archives: bool) -> None:
     """Videos and images do not shrink: what an archive unpacks to is at least as large as itself."""
-    packed = sum(planned.num_bytes or 0 for planned in plan.files if planned.file.kind == "archive")
+    packed = sum(
+        planned.num_bytes or 0 for planned in plan.files if planned.file.kind == "archive" and planned.path in to_unpack
+    )
     to_fetch = plan.num_missing
     if packed and not delete_archives:
         cure = " With --delete-archives about half of it is enough."

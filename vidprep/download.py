@@ -324,7 +324,7 @@ def plan_downloads(
             PlannedFile(
                 file=file,
                 path=path,
-                num_bytes=sizes[path],
+                num_bytes=_size(path) if is_complete else sizes[path],
                 num_there=_size(path) if is_complete else _size(_part(path)),
                 is_complete=is_complete,
             )

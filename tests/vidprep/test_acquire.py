@@ -1,7 +1,10 @@
 import io
+import random
+import signal
 import subprocess
 import sys
 import tarfile
+import time
 from collections import Counter
 from pathlib import Path
 
@@ -171,6 +174,13 @@ def test_the_room_is_for_the_archives_and_what_is_in_them(tmp_path: Path, monkey
     assert report.failures == ()
 
 
+def test_what_is_unpacked_needs_no_room_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with serve(dict(SERVED)) as server:
+        download_dataset(INFO, tmp_path, mirror=server.url, retries=QUICK)
+        monkeypatch.setattr("vidprep.download.free_bytes", lambda _: 0)
+        assert not download_dataset(INFO, tmp_path, mirror=server.url, retries=QUICK).failures
+
+
 def test_two_downloads_do_not_share_a_folder(tmp_path: Path) -> None:
     (tmp_path / ".vidprep").mkdir()
     (tmp_path / ".vidprep" / "lock").touch()
@@ -307,9 +317,11 @@ def test_folders_that_cannot_be_taken_from_are_refused(tmp_path: Path) -> None:
 # The command
 
 
+COMMAND = [sys.executable, "-c", "import sys; from vidprep.cli import main; sys.exit(main())"]
+
+
 def run(*arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-c", "import sys; from vidprep.cli import main; sys.exit(main())", *arguments]
-    return subprocess.run(command, capture_output=True, text=True, check=False)
+    return subprocess.run([*COMMAND, *arguments], capture_output=True, text=True, check=False)
 
 
 @pytest.fixture
@@ -341,6 +353,41 @@ def test_the_command_names_failures_and_ends_with_one(tmp_path: Path) -> None:
     assert done.exit_code == 1
     assert "1 failed:" in done.output
     assert f"{BASE}/train.csv: the server answers with status 404" in done.output
+
+
+def test_ctrl_c_ends_the_command_in_one_line_and_the_next_one_goes_on(tmp_path: Path) -> None:
+    videos = {"/kinetics/400/val/part_0.tar.gz": tar_of({"a.mp4": random.Random(0).randbytes(2_000_000)})}
+    served = {
+        **videos,
+        "/kinetics/400/annotations/val.csv": b"label\n",
+        "/kinetics/400/val/k400_val_path.txt": b"https://s3.amazonaws.com/kinetics/400/val/part_0.tar.gz",
+    }
+    part = tmp_path / "archives" / "val" / "part_0.tar.gz.part"
+
+    def behave(path: str, num_gets: int) -> Behaviour:
+        if "replacement" in path:
+            return Behaviour(content=tar_of({"replacement_for_corrupted_k400/b.mp4": b"b"}))
+        return Behaviour(seconds_per_chunk=0.03 if path in videos and num_gets == 0 else 0.0)
+
+    with serve(served, behave) as server:
+        arguments = [*COMMAND, "download", "kinetics400", "--data-root", str(tmp_path), "--split", "val"]
+        arguments += ["--mirror", server.url]
+        process = subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        deadline = time.monotonic() + 20
+        while time.monotonic() < deadline and not (part.exists() and part.stat().st_size > 200_000):
+            time.sleep(0.01)
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=20)
+        assert process.returncode == 130
+        assert errors == "error: interrupted; the same command goes on where it stopped.\n"
+
+        num_there = part.stat().st_size
+        done = subprocess.run(arguments, capture_output=True, text=True, check=True, timeout=30)
+
+        [path] = videos
+        assert server.gets(path)[-1].range == f"bytes={num_there}-"
+        assert "unpacked now" in done.stdout
+    assert (tmp_path / "val" / "a.mp4").stat().st_size == 2_000_000
 
 
 def test_a_set_behind_a_form_says_what_to_sign(tmp_path: Path) -> None:
