@@ -24,7 +24,7 @@ from vidprep.datasets import (
 from vidprep.datasets.info import describe
 from vidprep.errors import UnknownDataset, UnknownName, UsageError, suggest
 from vidprep.splits import Split, read_checksums, read_classes, read_split, split_path
-from vidprep.types import DatasetInfo, RemoteFile
+from vidprep.types import DatasetInfo
 
 __all__ = [
     "DATASETS",
@@ -36,7 +36,6 @@ __all__ = [
     "list_path",
     "load_split",
     "locate",
-    "remote_files",
 ]
 
 DATASETS: dict[str, DatasetInfo] = {
@@ -103,11 +102,6 @@ def class_names(info: DatasetInfo) -> tuple[tuple[str, ...], tuple[str, ...]]:
     if info.task == "verb_noun":
         return read_classes(info.name, "verbs.txt"), read_classes(info.name, "nouns.txt")
     return read_classes(info.name), ()
-
-
-def remote_files(info: DatasetInfo) -> tuple[RemoteFile, ...]:
-    """Everything that a data set's publisher offers: `info.files`, and those of a list that comes with vidprep."""
-    return info.files + (epic_kitchens.list_files() if info.name == epic_kitchens.INFO.name else ())
 
 
 def load_split(name: str, split: str, *, data_root: Path) -> Split:

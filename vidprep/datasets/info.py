@@ -97,9 +97,9 @@ def _commands(info: DatasetInfo, *, is_built_from_annotations: bool) -> list[str
     split = "val" if "val" in info.splits else list(info.splits)[-1]
     commands = ["vidprep toy --data-root ROOT"] if info.access == "generated" else []
     if is_built_from_annotations:
-        commands += [
-            f"vidprep download {info.name} --data-root ROOT",
-            f"vidprep split {info.name} --annotations FILE --data-root ROOT",
-        ]
+        how = {"form": " --from DIR", "youtube": f" --split {split} --youtube"}.get(info.access, "")
+        list_it = f"vidprep split {info.name} --annotations FILE --data-root ROOT"
+        fetch_it = f"vidprep download {info.name} --data-root ROOT{how}"
+        commands += [list_it, fetch_it] if info.access == "youtube" else [fetch_it, list_it]  # by the ids of the list
     where = f"--dataset {info.name} --data-root ROOT --split {split}"
     return [*commands, f"vidprep verify {where}", f"vidprep shard {where} --out SHARDS"]

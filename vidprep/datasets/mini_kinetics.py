@@ -24,6 +24,7 @@ INFO = DatasetInfo(
     video_paths=kinetics.VIDEO_PATHS,
     frames=FrameFormat(fps=5.0, rate_mode="output", short_side=256, jpeg_quality=95, template="image_{:05d}.jpg"),
     access="open",
+    files=tuple(file for file in kinetics400.INFO.files if file.split in ("train", "val")),
     archives=("part_*.tar.gz", "replacement_for_corrupted_k400.tgz"),
     traps=(
         "Two sets bear this name; this one and that of Xie et al. (mini_kinetics_xie2018) share 102 of 200 classes.",

@@ -24,6 +24,7 @@ INFO = DatasetInfo(
     video_paths=kinetics.VIDEO_PATHS,
     frames=FrameFormat(short_side=256, template="img_{:05d}.jpg"),
     access="open",
+    files=tuple(file for file in kinetics400.INFO.files if file.split in ("train", "val")),
     archives=("part_*.tar.gz", "replacement_for_corrupted_k400.tgz"),
     traps=(
         "Two sets bear this name; this one and that of AR-Net and TAPS (mini_kinetics) share 102 of 200 classes.",
