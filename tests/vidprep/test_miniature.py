@@ -19,7 +19,7 @@ from PIL import Image
 from tests.videos import read_number
 from tests.vidprep.conftest import Make
 from vidprep.cli import app
-from vidprep.errors import UnknownName, UsageError
+from vidprep.errors import CorruptVideo, UnknownName, UsageError
 from vidprep.miniature import MAKERS, make_miniature, read_miniature
 from vidprep.miniature.videos import write_numbered_video
 from vidprep.probe import check
@@ -179,6 +179,10 @@ def test_one_archive_of_kinetics400_is_a_plain_tar_named_tar_gz(make: Make) -> N
 def test_the_replacement_of_a_truncated_clip_is_whole(make: Make) -> None:
     made = make("kinetics400")
     video_id = made.traps["truncated file with a replacement"]
+    train = made.archives / "train"
+    clips = members(train / "part_0.tar.gz") | members(train / "part_1.tar.gz")
+    with pytest.raises(CorruptVideo, match="moov atom"):
+        check(clips[f"{video_id}.mp4"])
     [(name, content)] = members(made.archives / "replacement_for_corrupted_k400.tgz").items()
     assert name == f"replacement_for_corrupted_k400/{video_id}.mp4"
     assert check(content).num_frames == 100

@@ -83,17 +83,15 @@ def make(name: str, out: Path, workshop: Workshop, rng: np.random.Generator) -> 
     edition = name if name.startswith("kinetics") else "kinetics400"
     replaced = next(row for row in rows if row.split == "train" and row.clip.flaw is None)
     stray = Clip(video_id=f"{youtube_id(rng)}_000003_000013")
-    for split in ("train", "val", "test"):
-        of_split = [row for row in rows if row.split == split]
-        for row in of_split:
-            clip = row.clip
-            if edition == "kinetics400" and row is replaced:
-                clip = replace(clip, flaw="truncated")
-            workshop.write_video(clip, _clip_path(workshop.folder, edition, row), has_audio=True)
-        if split == "train":
-            name_of_class = CLASSES[name][0]
-            folder = workshop.folder / "train" / (name_of_class if edition == "kinetics700" else "")
-            workshop.write_video(stray, folder / f"{stray.video_id}.mp4", has_audio=True)
+    for row in rows:
+        is_replaced = edition == "kinetics400" and row is replaced
+        clip = replace(row.clip, flaw="truncated") if is_replaced else row.clip
+        workshop.write_video(clip, _clip_path(workshop.folder, edition, row), has_audio=True)
+    workshop.write_video(
+        stray,
+        _clip_path(workshop.folder, edition, replace(rows[0], clip=stray)),
+        has_audio=True,
+    )
     archives = out / "archives"
     if edition == "kinetics700":
         _pack_by_class(archives, workshop.folder)
