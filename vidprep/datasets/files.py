@@ -69,7 +69,7 @@ class _Place:
     def parse(cls, pattern: str, *, split: str) -> "_Place":
         *folders, name = pattern.split("/")
         stem, dot, suffix = name.rpartition(".")
-        if "{video_id}" not in stem or not dot:
+        if "{video_id" not in stem or not dot:
             raise ValueError(f"a video pattern ends like /{{video_id}}.* or /{{video_id}}.mp4, got {pattern!r}")
         parts = (
             r"(?:[^/]+/)*" if part == "**" else re.escape(part.format(split=split)).replace(r"\*", "[^/]*") + "/"
@@ -96,7 +96,8 @@ def find_videos(root: Path, video_ids: Iterable[str], *, patterns: Sequence[str]
     Args:
         root: the data root.
         video_ids: names to look for; a repeated one counts once.
-        patterns: below `root`, with {split} and {video_id}; `**` is any depth, `.*` any suffix of `VIDEO_SUFFIXES`.
+        patterns: below `root`, with {split} and {video_id}, {video_id:.11} its first 11 letters;
+            `**` is any depth, `.*` any suffix of `VIDEO_SUFFIXES`.
         split: fills {split}.
 
     Raises:

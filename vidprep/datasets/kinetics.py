@@ -22,6 +22,8 @@ VIDEO_PATHS = (
     "videos/{split}/**/{video_id}.*",
     "videos_{split}/**/{video_id}.*",
     "**/{video_id}.*",
+    "{split}/**/{video_id:.11}.*",  # copies that keep the YouTube id alone, which is unique within a split
+    "videos_{split}/**/{video_id:.11}.*",
 )
 
 SPLIT_NAMES = {"train": "train", "val": "val", "validate": "val", "validation": "val", "test": "test"}
