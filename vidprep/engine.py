@@ -16,6 +16,7 @@ from concurrent.futures import FIRST_COMPLETED, Future, wait
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from itertools import islice
+from multiprocessing import resource_tracker
 from pathlib import Path
 from typing import IO, Any, Generic, TypeAlias, TypeVar
 
@@ -153,6 +154,8 @@ def _pool(
     """
     from joblib.externals.loky import get_reusable_executor
 
+    # Python's tracker (up to 3.12) unblocks interrupts once it has started: it must have started before the workers.
+    resource_tracker.ensure_running()
     pool = get_reusable_executor(max_workers=workers, timeout=60, initializer=_leave_interrupts_to_the_parent)
     pending: set[Future[Done[R]]] = set()
     queue = iter(indices)

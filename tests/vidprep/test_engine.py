@@ -154,6 +154,34 @@ def test_interrupt_ends_the_workers_without_their_tracebacks() -> None:
     assert errors == ""
 
 
+@pytest.mark.parametrize("delay_seconds", [0.1, 0.2, 0.3, 0.4])
+def test_interrupt_while_the_workers_start_shows_no_traceback_of_theirs(delay_seconds: float) -> None:
+    script = (
+        "from vidprep.engine import run\n"
+        "from tests.vidprep.test_engine import _sleep\n"
+        "try:\n"
+        "    print('ready', flush=True)\n"
+        "    list(run([60.0] * 4, _sleep, workers=2))\n"
+        "except KeyboardInterrupt:\n"
+        "    print('interrupted')\n"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", script],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+        cwd=Path(__file__).parents[2],
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        time.sleep(delay_seconds)
+        os.killpg(process.pid, signal.SIGINT)
+        output, errors = process.communicate(timeout=30)
+    assert "interrupted" in output
+    assert errors == ""
+
+
 def test_a_published_file_is_whole_or_absent(tmp_path: Path) -> None:
     path = tmp_path / "a.tar"
 
