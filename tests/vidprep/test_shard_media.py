@@ -13,11 +13,12 @@ import simplejpeg
 from tests.videos import read_number, write_numbered_video
 from tests.vidprep.media import write_boxes, write_frames
 from tests.vidprep.test_shard import read_plainly, tars
+from vidprep import report
 from vidprep.datasets.imagenet_vid import read_annotations
 from vidprep.decode.pyav import PyavReader
 from vidprep.errors import UsageError
 from vidprep.extract import extract, read_frame_index
-from vidprep.index import read_manifest, read_samples
+from vidprep.index import Manifest, SampleRow, read_manifest, read_samples
 from vidprep.shard import default_samples_per_shard, shard
 from vidprep.splits import Split, read_classes
 from vidprep.types import Box, FrameFormat, Video
@@ -431,3 +432,19 @@ def test_detection_frames_are_not_taken_from_extracted_ones(tmp_path: Path) -> N
     with pytest.raises(UsageError, match="boxes belong to the frames as they are delivered; leave --from frames out"):
         shard(snippets("a"), {}, out=tmp_path, content="frames", frames_from=tmp_path)
     assert default_samples_per_shard(3862, task="detection") == 16
+
+
+def test_a_sheet_names_the_verb_and_the_noun_of_a_segment(
+    kitchen: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shard(actions(), kitchen, out=tmp_path, content="frames")
+    titles: list[str] = []
+    title = report._title
+
+    def note(manifest: Manifest, row: SampleRow) -> str:
+        titles.append(title(manifest, row))
+        return titles[-1]
+
+    monkeypatch.setattr(report, "_title", note)
+    report.contact_sheet(tmp_path, "train", tmp_path / "sheet.png", num_samples=6, num_frames=2)
+    assert titles == ["put, door", "take, plate", "open, cup", "wash, cup", "take, door", "take, cup"]
