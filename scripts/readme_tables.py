@@ -19,7 +19,12 @@ from vidprep.types import DatasetInfo
 
 README = Path(__file__).parent.parent / "README.md"
 
-TASKS = {"single_label": "one label", "multi_label": "several labels", "detection": "boxes"}
+TASKS = {
+    "single_label": "one label",
+    "multi_label": "several labels",
+    "verb_noun": "verb and noun",
+    "detection": "boxes",
+}
 
 
 def filled(readme: str) -> str:
@@ -37,14 +42,16 @@ def dataset_table() -> str:
     rows = ["| `--dataset` | what | task | classes | videos |", "|---|---|---|---|---|"]
     for info in DATASETS.values():
         title = f"[{info.title}]({info.homepage})" if info.homepage else info.title
-        classes = info.num_classes if info.num_classes is not None else "yours"
+        classes = str(info.num_classes) if info.num_classes is not None else "yours"
+        if info.num_noun_classes is not None:
+            classes += f" and {info.num_noun_classes}"
         rows.append(f"| `{info.name}` | {title} | {TASKS.get(info.task, info.task)} | {classes} | {_counts(info)} |")
     return "\n".join(rows)
 
 
 def _counts(info: DatasetInfo) -> str:
     known = [f"{split} {count:,}" for split, count in info.splits.items() if count is not None]
-    return ", ".join(known) or "yours"
+    return ", ".join(known) or ("yours" if info.num_classes is None else "counts not published")
 
 
 def method_table() -> str:

@@ -1,6 +1,7 @@
 """The command `vidprep`: each sub-command is one call of the library, and says in words what came of it."""
 
 import os
+import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
 from enum import StrEnum
@@ -16,11 +17,11 @@ from vidprep.errors import UsageError
 
 # Everything heavy is imported by the command that needs it: `vidprep --help` answers at once.
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from vidprep.index import Fault
     from vidprep.splits import Split
-    from vidprep.types import DatasetInfo, FrameFormat
+    from vidprep.types import DatasetInfo, FrameAnnotation, FrameFormat
 
 __all__ = ["app", "main"]
 
@@ -69,6 +70,21 @@ class Check(StrEnum):
 
     decode = "decode"
     open = "open"
+
+
+class VerifyCheck(StrEnum):
+    """How thoroughly a video is verified."""
+
+    decode = "decode"
+    sample = "sample"
+    open = "open"
+
+
+class Unit(StrEnum):
+    """What a row of a list is."""
+
+    video = "video"
+    segment = "segment"
 
 
 class Content(StrEnum):
@@ -180,6 +196,14 @@ def _describe(info: "DatasetInfo") -> None:
 
 
 @app.command()
+def info(name: Annotated[str, typer.Argument(help="Name of the data set.")]) -> None:
+    """One screen about a data set: what it is, counts, licence, how to get it, its traps, the commands."""
+    from vidprep.datasets import info_text
+
+    typer.echo(info_text(name).rstrip("\n"))
+
+
+@app.command()
 def toy(
     data_root: Annotated[Path, typer.Option("--data-root", help="Folder to write to.")],
     workers: Workers = _num_cores(),
@@ -192,25 +216,169 @@ def toy(
 
 
 @app.command()
+def miniature(
+    name: Annotated[str, typer.Argument(help="Name of the data set.")],
+    out: Annotated[Path, typer.Option("--out", help="Folder to write to: a new or an empty one.")],
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Of the ids, the times and the order.")] = 0,
+) -> None:
+    """Make a small, valid copy of a data set in its official form, from generated videos."""
+    from vidprep.miniature import make_miniature
+
+    made = make_miniature(name, out, seed=seed)
+    for split_name, expected in made.splits.items():
+        faulty = f", {len(expected.faults)} faulty" if expected.faults else ""
+        typer.echo(f"{split_name}: {len(expected.samples)} samples{faulty}")
+    typer.echo("traps:")
+    for trap, place in made.traps.items():
+        typer.echo(f"  {trap}: {place}")
+    annotations = " ".join(f"--annotations {shlex.quote(str(path))}" for path in made.annotation_files)
+    typer.echo("try it:")
+    typer.echo(f"  vidprep download {name} --from {shlex.quote(str(made.archives))} --data-root ROOT")
+    typer.echo(f"  vidprep split {name} {annotations} --data-root ROOT")
+
+
+@app.command()
+def download(
+    name: Annotated[str, typer.Argument(help="Name of the data set.")],
+    data_root: Annotated[Path, typer.Option("--data-root", help="Folder to write to.")],
+    split_name: Annotated[
+        str | None, typer.Option("--split", "-s", help="Only what this split needs.", show_default="all")
+    ] = None,
+    source: Annotated[
+        Path | None, typer.Option("--from", help="Take the archives and files that lie in this folder.")
+    ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Say what would be fetched, and what is free.")] = False,
+    parallel: Annotated[int, typer.Option("--parallel", "-p", min=1, help="Files at the same time.")] = 4,
+    delete_archives: Annotated[
+        bool, typer.Option("--delete-archives", help="Remove each archive when it is unpacked and verified.")
+    ] = False,
+    mirror: Annotated[
+        str | None, typer.Option("--mirror", help="A server with the publisher's paths: http://host:8000")
+    ] = None,
+    accept_terms: Annotated[
+        bool, typer.Option("--accept-terms", help="You signed what the publisher asks for; fetch what it links to.")
+    ] = False,
+    youtube: Annotated[
+        bool, typer.Option("--youtube", help="Fetch the videos of the split that have no file yet from YouTube.")
+    ] = False,
+    max_height: Annotated[int, typer.Option("--max-height", min=1, help="Of videos from YouTube, in pixels.")] = 720,
+    retry: Annotated[
+        list[str] | None,
+        typer.Option("--retry", help="With --youtube: try again what failed for this reason, too; repeat."),
+    ] = None,
+) -> None:
+    """Fetch a data set from its publisher, or take it from a folder, and unpack it."""
+    from vidprep import acquire
+    from vidprep.datasets import get
+
+    info = get(name)
+    if youtube:
+        if source is not None or mirror is not None:
+            raise UsageError("--youtube asks YouTube; leave --from and --mirror out.")
+        _download_youtube(name, split_name, data_root, dry_run=dry_run, max_height=max_height, retry=retry or [])
+        return
+    if retry:
+        raise UsageError("--retry: with --youtube only; other downloads are always tried again.")
+    if info.access in ("generated", "own"):
+        cure = f"make it: `vidprep {name} --data-root {data_root}`" if info.access == "generated" else "you have it"
+        raise UsageError(f"{name} is not downloaded; {cure}.")
+    if source is not None:
+        if dry_run or mirror is not None:
+            raise UsageError("--from fetches nothing; leave --dry-run and --mirror out.")
+        report = acquire.take_dataset(
+            info, source, data_root, split=split_name, delete_archives=delete_archives, progress="unpack"
+        )
+    else:
+        if not info.files or (info.access == "form" and not (accept_terms or dry_run)):
+            typer.echo(f"{name} is not fetched without you: {info.instructions}")
+            typer.echo(f"Then: vidprep download {name} --from DIR --data-root {data_root}")
+            if info.files and info.access == "form":
+                typer.echo(f"Or, once its terms are accepted: vidprep download {name} --accept-terms ...")
+            raise typer.Exit(1)
+        if dry_run:
+            plan, failures = acquire.plan_dataset(info, data_root, split=split_name, mirror=mirror)
+            typer.echo(plan.to_text())
+            for failure in failures:
+                typer.echo(f"  {failure.path.name}: {failure.reason}")
+            raise typer.Exit(1 if failures else 0)
+        report = acquire.download_dataset(
+            info,
+            data_root,
+            split=split_name,
+            parallel=parallel,
+            mirror=mirror,
+            delete_archives=delete_archives,
+            progress="download",
+        )
+    typer.echo(report.to_text())
+    if source is None and info.access == "youtube":
+        typer.echo(f"The videos themselves: {info.instructions}")
+        typer.echo(f"Or from YouTube: vidprep download {name} --data-root {data_root} --split SPLIT --youtube")
+    if report.failures:
+        raise typer.Exit(1)
+
+
+def _download_youtube(
+    name: str, split_name: str | None, data_root: Path, *, dry_run: bool, max_height: int, retry: list[str]
+) -> None:
+    """Fetch the videos of a split that have no file."""
+    from vidprep.youtube import fetch_videos, youtube_videos
+
+    info, chosen, paths = _load(name, split_name, data_root)
+    missing = {video.video_id: video for video in chosen.videos if video.video_id not in paths}
+    wanted = youtube_videos(info, missing.values(), split=chosen.split)
+    if dry_run:
+        typer.echo(f"{len(wanted)} videos of {name}/{chosen.split} have no file and would be asked for at YouTube.")
+        return
+    report = fetch_videos(
+        wanted,
+        data_root,
+        ledger=data_root / ".vidprep" / "youtube.jsonl",
+        retry=retry,  # type: ignore[arg-type]  # checked there
+        max_height=max_height,
+        progress="youtube",
+    )
+    typer.echo(report.to_text())
+    if not report.is_complete:
+        raise typer.Exit(1)
+
+
+@app.command()
 def split(
     dataset: Annotated[str, typer.Argument(help="Name of the data set.")],
     annotations: Annotated[
-        list[Path], typer.Option("--annotations", "-a", help="An official annotation file; repeat.")
+        list[Path], typer.Option("--annotations", "-a", help="An official annotation file, or several.")
     ],
     data_root: Annotated[
         Path, typer.Option("--data-root", help="Where its videos lie; the lists go to splits/ there.")
     ],
+    more: Annotated[list[Path] | None, typer.Argument(help="Further annotation files.", metavar="[FILE]...")] = None,
+    unit: Annotated[
+        Unit, typer.Option("--unit", help="A row for each video, or for each annotated segment (activitynet).")
+    ] = Unit.video,
 ) -> None:
     """Build a data set's lists of videos from its official annotation files."""
-    from vidprep.datasets import build_splits, list_path
+    from vidprep.datasets import activitynet, build_splits, list_path
     from vidprep.splits import write_split
 
-    for name, built in build_splits(dataset, annotations).items():
+    files = [*annotations, *(more or ())]
+    if unit is Unit.video:
+        splits = build_splits(dataset, files)
+    elif dataset == activitynet.INFO.name:
+        splits = activitynet.build_splits(files, unit="segment")
+    else:
+        raise UsageError(
+            f"--unit segment: for activitynet; the annotations of {dataset} leave no choice of what a row is."
+        )
+    for name, built in splits.items():
         path = list_path(data_root, name)
         write_split(built, path)
         for note in built.notes:
             typer.echo(f"note: {note}")
-        typer.echo(f"{path}: {len(built.videos)} videos, {len(built.classes)} classes")
+        num_videos = len({video.video_id for video in built.videos})
+        rows = f"{len(built.videos)} segments of {num_videos}" if num_videos < len(built.videos) else str(num_videos)
+        nouns = f" (verbs) and {len(built.noun_classes)} nouns" if built.noun_classes else ""
+        typer.echo(f"{path}: {rows} videos, {len(built.classes)} classes{nouns}")
 
 
 @app.command()
@@ -237,7 +405,13 @@ def extract(
     )
     folder = out or _frames_folder(data_root, chosen.split)
     report = extract_split(
-        chosen, paths, out=folder, settings=settings, workers=workers, progress=f"extract {chosen.split}"
+        chosen,
+        paths,
+        out=folder,
+        settings=settings,
+        delivered=info.frames if info.media == "frames" else None,
+        workers=workers,
+        progress=f"extract {chosen.split}",
     )
     was_there = report.num_videos - report.num_new
     there = f", {was_there} of them were there already" if was_there else ""
@@ -252,7 +426,12 @@ def shard(
     out: Annotated[Path, typer.Option("--out", help="Folder of the shards; several splits may share one.")],
     split_name: SplitName = None,
     content: Annotated[
-        Content | None, typer.Option("--content", help="The files as they are, or JPEG frames.", show_default="video")
+        Content | None,
+        typer.Option(
+            "--content",
+            help="The files as they are, or JPEG frames.",
+            show_default="video; frames for data sets of frames and of segments",
+        ),
     ] = None,
     source: Annotated[
         Source, typer.Option("--from", help="From the videos, or from the frames that `vidprep extract` wrote.")
@@ -275,10 +454,13 @@ def shard(
     workers: Workers = _num_cores(),
 ) -> None:
     """Write the videos of a split, or their frames, as WebDataset shards; each is checked first."""
+    from vidprep.datasets import get
     from vidprep.shard import shard as shard_split
 
     is_from_frames = source is Source.frames
-    chosen_content = content or (Content.frames if is_from_frames else Content.video)
+    # Data sets of frames, and those whose samples are segments of long videos, have no video file a sample.
+    has_no_files = get(dataset).media == "frames" or get(dataset).task == "verb_noun"
+    chosen_content = content or (Content.frames if is_from_frames or has_no_files else Content.video)
     if chosen_content is Content.video and is_from_frames:
         raise UsageError("--from frames gives shards of frames; leave --content video out.")
     options = {"--fps": fps, "--rate-mode": rate_mode, "--short-side": short_side, "--quality": quality}
@@ -291,12 +473,17 @@ def shard(
     settings = None
     if chosen_content is Content.frames and not is_from_frames:
         settings = _frame_format(info, fps=fps, rate_mode=rate_mode, short_side=short_side, quality=quality)
+    is_delivered = info.media == "frames" and not is_from_frames
+    boxes = _locate_boxes(info, chosen, paths) if is_delivered and info.task == "detection" else None
     report = shard_split(
         chosen,
         paths,
         out=out,
         content=chosen_content.value,
         frames=settings,
+        delivered=info.frames if is_delivered else None,
+        annotations=boxes,
+        read_boxes=None if boxes is None else _read_boxes,
         frames_from=(frames_root or _frames_folder(data_root, chosen.split)) if is_from_frames else None,
         samples_per_shard=samples_per_shard,
         workers=workers,
@@ -319,7 +506,12 @@ def verify(
     dataset: Annotated[str | None, typer.Option("--dataset", "-d", help="Data set whose videos are verified.")] = None,
     data_root: Annotated[Path | None, typer.Option("--data-root", help="Folder of its videos.")] = None,
     split_name: SplitName = None,
-    check: CheckHow = Check.decode,
+    check: Annotated[
+        VerifyCheck, typer.Option("--check", help="Decode all of each video, some frames, or only open it.")
+    ] = VerifyCheck.decode,
+    is_quarantined: Annotated[
+        bool, typer.Option("--quarantine", help="Move damaged files to DATA_ROOT/quarantine; quarantine.csv says why.")
+    ] = False,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the report to this file, too.")] = None,
     workers: Workers = _num_cores(),
 ) -> None:
@@ -330,16 +522,22 @@ def verify(
     if shards is not None:
         if dataset is not None or data_root is not None:
             raise UsageError("give a folder of shards, or --dataset and --data-root, not both.")
+        if is_quarantined:
+            raise UsageError("--quarantine: for videos (--dataset and --data-root); shards are written again instead.")
         of_shards = verification.verify_shards(shards, split_name, workers=workers, progress="verify")
         text, as_json, is_good = of_shards.to_text(), of_shards.to_json(), of_shards.is_sound
     else:
         if dataset is None or data_root is None:
             raise UsageError("give a folder of shards, or --dataset and --data-root to verify videos.")
         info, chosen, paths = _load(dataset, split_name, data_root)
+        boxes = _locate_boxes(info, chosen, paths) if info.task == "detection" else None
         of_videos = verification.verify_videos(
             chosen,
             paths,
             check=check.value,
+            delivered=info.frames if info.media == "frames" else None,
+            annotations=boxes,
+            read_boxes=None if boxes is None else _read_boxes,
             num_published=info.splits.get(chosen.split),
             workers=workers,
             progress=f"verify {chosen.split}",
@@ -349,6 +547,9 @@ def verify(
     if json_file is not None:
         with publish(json_file.absolute()) as stream:
             stream.write(as_json.encode())
+    if is_quarantined and shards is None and data_root is not None:
+        for move in verification.quarantine(of_videos, data_root):
+            typer.echo(f"quarantine: {move.from_path} -> {move.to_path}")
     if not is_good:
         raise typer.Exit(1)
 
@@ -366,6 +567,94 @@ def inspect(
 
     rows = contact_sheet(shards, split_name, out, num_samples=num_samples, seed=seed)
     typer.echo(f"{out}: {len(rows)} samples")
+
+
+Layout = Annotated[
+    str, typer.Option("--layout", help="Code base: taps, uni_adafocus, tam, rgtp, sta or mmaction2; docs/layouts.md.")
+]
+Variant = Annotated[str, typer.Option("--variant", help="Of the layout, where it has several: half1, videos ...")]
+
+
+@app.command()
+def export(
+    dataset: Annotated[str, typer.Argument(help="Name of the data set.")],
+    layout_name: Layout,
+    data_root: DataRoot,
+    out: Annotated[Path, typer.Option("--out", help="The folder that the code base is given as its data root.")],
+    split_name: SplitName = None,
+    variant: Variant = "",
+    frames_root: Annotated[
+        Path | None,
+        typer.Option("--frames-root", help="Frames that `vidprep extract` wrote, to be linked if they are the same."),
+    ] = None,
+    workers: Workers = _num_cores(),
+) -> None:
+    """Write frames and lists as a code base expects them, by its published extraction."""
+    from vidprep.datasets.imagenet_vid import annotation_folder
+    from vidprep.export import export as export_split
+    from vidprep.layouts import find_layout
+
+    layout = find_layout(layout_name, dataset, variant)
+    info, chosen, paths = _load(dataset, split_name, data_root)
+    extracted = frames_root or _frames_folder(data_root, chosen.split)
+    report = export_split(
+        chosen,
+        paths,
+        layout=layout,
+        out=out,
+        frames_from=extracted
+        if frames_root is not None or extracted.with_name(f"{extracted.name}.parquet").is_file()
+        else None,
+        delivered=info.frames if info.media == "frames" else None,
+        read_boxes=lambda video: _read_boxes(annotation_folder(paths[video.video_id])),
+        workers=workers,
+        progress=f"export {chosen.split}",
+    )
+    for note in report.notes:
+        typer.echo(f"note: {note}")
+    typer.echo(
+        f"{report.list_file}: {report.num_videos} videos"
+        f"{f', {report.num_frames} frames' if report.num_frames else ''}; "
+        f"{report.num_made} made now, {report.num_linked} linked"
+    )
+    _tell_faults(report.faults, num_videos=len(chosen.videos), what="not in the list")
+
+
+@app.command("import-list")
+def import_list(
+    list_file: Annotated[Path, typer.Argument(help="A list that a code base reads.")],
+    dataset: Dataset,
+    layout_name: Layout,
+    split_name: Annotated[str, typer.Option("--split", "-s", help="Split that the list describes.")],
+    root: Annotated[Path, typer.Option("--root", help="The folder that the code base is given; its frames lie below.")],
+    data_root: Annotated[Path, typer.Option("--data-root", help="Folder to work in; the list goes to splits/ there.")],
+    variant: Variant = "",
+    class_file: Annotated[
+        Path | None, typer.Option("--class-file", help="The code base's class file, if its order is another.")
+    ] = None,
+    is_copied: Annotated[
+        bool, typer.Option("--copy-frames", help="Copy the frames, too, for `vidprep shard --from frames`.")
+    ] = False,
+    workers: Workers = _num_cores(),
+) -> None:
+    """Start from the list and the frames of a code base: check them, and make them vidprep's."""
+    from vidprep.layouts import find_layout
+    from vidprep.layouts.lists import adopt_frames, check_frames, read_list, write_videos
+
+    layout = find_layout(layout_name, dataset, variant)
+    listed = read_list(list_file, layout, split=split_name, root=root, class_file=class_file)
+    for note in listed.split.notes:
+        typer.echo(f"note: {note}")
+    path = write_videos(listed, data_root)
+    typer.echo(f"{path}: {len(listed.rows)} videos, {len(listed.split.classes)} classes")
+    faults = {fault.video_id: fault for fault in check_frames(listed)}
+    if is_copied:
+        report = adopt_frames(
+            listed, out=_frames_folder(data_root, split_name), workers=workers, progress=f"copy {split_name}"
+        )
+        typer.echo(f"{report.folder}: {report.num_frames} frames of {report.num_videos} videos")
+        faults |= {fault.video_id: fault for fault in report.faults}
+    _tell_faults(list(faults.values()), num_videos=len(listed.rows), what="not as listed")
 
 
 def _load(
@@ -389,6 +678,23 @@ def _load(
     return info, chosen, locate(info, chosen, data_root) if is_located else {}
 
 
+def _locate_boxes(info: "DatasetInfo", chosen: "Split", paths: "Mapping[str, Path]") -> "dict[str, Path] | None":
+    """video_id -> the folder of its boxes; None for a split that was published without."""
+    from vidprep.datasets.imagenet_vid import annotation_folder
+
+    if chosen.split == "test":
+        typer.echo(f"note: {info.name}/test was published without boxes.", err=True)
+        return None
+    folders = {video_id: annotation_folder(path) for video_id, path in paths.items()}
+    return {video_id: folder for video_id, folder in folders.items() if folder.is_dir()}
+
+
+def _read_boxes(folder: Path) -> "Sequence[FrameAnnotation]":
+    from vidprep.datasets.imagenet_vid import read_annotations
+
+    return read_annotations(folder)
+
+
 def _frames_folder(data_root: Path, split_name: str) -> Path:
     base = data_root if data_root.is_dir() else data_root.parent
     return base / "frames" / split_name
@@ -403,18 +709,18 @@ def _frame_format(
     quality: int | None,
     template: str | None = None,
 ) -> "FrameFormat":
-    """The data set's own format, but for what was asked for."""
+    """The data set's own format, but for what was asked for; of delivered frames that is all of them as they are."""
     from dataclasses import replace
 
     if template is not None and "/" in template:
         raise UsageError(f"--template: a file name without folders, got {template!r}.")
-    changes: dict[str, object] = {}
+    changes: dict[str, object] = {"fps": None, "short_side": None, "height": None} if info.media == "frames" else {}
     if fps is not None:
         changes["fps"] = fps or None
     if rate_mode is not None:
         changes["rate_mode"] = rate_mode.value
     if short_side is not None:
-        changes["short_side"] = short_side or None
+        changes |= {"short_side": short_side or None, "height": None}
     if quality is not None:
         changes["jpeg_quality"] = quality
     if template is not None:

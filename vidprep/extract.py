@@ -1,4 +1,6 @@
-"""Videos to JPEG frames, as data sets are published: which frames, at which size, under which names.
+"""Videos to JPEG (or PNG) frames, as data sets are published: which frames, at which size, under which names.
+
+Data sets that are delivered as folders of frames go the same way: their files as they are, or fewer, or smaller ones.
 
 OUT/{video_id}/image_00001.jpg ...     the frames of one video; the folder appears when all are there
 OUT.parquet                            one row a video: number of frames, their times, what the video is
@@ -8,36 +10,46 @@ OUT.journal                            what is done already: a restart does the 
 
 import csv
 import hashlib
+import io
 import json
 import math
 import os
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing, contextmanager
+from dataclasses import asdict, dataclass, fields, replace
 from fractions import Fraction
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from vidprep.engine import differences, lock, publish, run, source_state, writing
+from vidprep.engine import CannotWrite, differences, lock, publish, run, source_state, writing
 from vidprep.errors import CorruptVideo, UsageError, VidprepError
-from vidprep.index import Fault, faults_to_csv
+from vidprep.index import Fault, faults_to_csv, sample_id
 from vidprep.splits import Split
-from vidprep.types import FrameFormat, Video
+from vidprep.types import FrameAnnotation, FrameFormat, Video
+
+if TYPE_CHECKING:
+    from vidprep.decode.pyav import PyavReader
 
 __all__ = [
+    "DeliveredFrames",
     "ExtractReport",
     "FrameFacts",
     "FrameIndex",
     "encode_jpeg",
+    "encode_png",
     "extract",
     "folder_name",
     "frame_size",
+    "frames_of",
+    "match_annotations",
+    "media_state",
     "open_frames",
+    "read_delivered",
     "read_frame_index",
     "select_frames",
 ]
@@ -186,11 +198,14 @@ def _median_rate(times: NDArray[np.float64]) -> float | None:
     return float(1 / np.median(steps)) if len(steps) else None
 
 
-def frame_size(width: int, height: int, short_side: int | None) -> tuple[int, int]:
-    """(width, height) with the shorter side `short_side`, the other in proportion and rounded.
+def frame_size(width: int, height: int, short_side: int | None, *, to_height: int | None = None) -> tuple[int, int]:
+    """(width, height) with the shorter side `short_side`, or the height `to_height`, the other in proportion, rounded.
 
-    340x256 at 350 is 465x350, as with FFmpeg's `scale=350:350:force_original_aspect_ratio=increase`.
+    340x256 at 350 is 465x350, as with FFmpeg's `scale=350:350:force_original_aspect_ratio=increase`; at the height
+    360 it is 478x360, as with `scale=-1:360`.
     """
+    if to_height is not None:
+        return max((2 * width * to_height + height) // (2 * height), 1), to_height
     if short_side is None:
         return width, height
     longer = (2 * max(width, height) * short_side + min(width, height)) // (2 * min(width, height))
@@ -221,40 +236,197 @@ def open_frames(
     from vidprep.decode.pyav import PyavReader
 
     with PyavReader(source) as reader:
-        nominal = reader.stream.guessed_rate or reader.stream.average_rate or Fraction(25)
-        stored = reader.pts_seconds
-        # A file that stores no times (raw streams) is taken at its nominal rate.
-        pts = stored if np.all(np.isfinite(stored)) else np.arange(reader.num_frames) / float(nominal)
-        end = float(pts[-1]) + 1 / float(nominal)
-        inside = _inside(pts - pts[0], end - float(pts[0]), video)
-        last = end if video.end_seconds is None else min(end, float(pts[0]) + video.end_seconds)
+        yield frames_of(reader, video, settings)
+
+
+def frames_of(reader: "PyavReader", video: Video, settings: FrameFormat) -> tuple[FrameFacts, Iterator[bytes]]:
+    """As `open_frames`, of a video that is open already: several segments of a long one need one opening.
+
+    Raises:
+        VidprepError: the segment lies outside the video.
+    """
+    nominal = reader.stream.guessed_rate or reader.stream.average_rate or Fraction(25)
+    stored = reader.pts_seconds
+    # A file that stores no times (raw streams) is taken at its nominal rate.
+    pts = stored if np.all(np.isfinite(stored)) else np.arange(reader.num_frames) / float(nominal)
+    end = float(pts[-1]) + 1 / float(nominal)
+    inside = _inside(pts - pts[0], end - float(pts[0]), video)
+    last = end if video.end_seconds is None else min(end, float(pts[0]) + video.end_seconds)
+    chosen = inside[0] + select_frames(
+        pts[inside], fps=settings.fps, rate_mode=settings.rate_mode, frame_rate=float(nominal), end_seconds=last
+    )
+    width, height = frame_size(reader.width, reader.height, settings.short_side, to_height=settings.height)
+    source_fps = (len(pts) - 1) / float(pts[-1] - pts[0]) if len(pts) > 1 and pts[-1] > pts[0] else math.nan
+    facts = FrameFacts(
+        folder=folder_name(video),
+        num_frames=len(chosen),
+        fps=settings.fps if settings.fps is not None else source_fps,
+        width=width,
+        height=height,
+        pts_seconds=tuple(float(stored[index]) for index in chosen),
+        source_num_frames=reader.num_frames,
+        source_fps=source_fps,
+        source_width=reader.width,
+        source_height=reader.height,
+        source_duration_seconds=end - float(pts[0]),
+    )
+    encode = _encoder(settings)
+
+    def images() -> Iterator[bytes]:
+        # Repeated frames are encoded once.
+        distinct, counts = np.unique(chosen, return_counts=True)
+        for picture, count in zip(reader.iterate_frames(distinct), counts, strict=True):
+            image = encode(picture, width=width, height=height)
+            yield from [image] * int(count)
+
+    return facts, images()
+
+
+@dataclass(frozen=True, kw_only=True)
+class DeliveredFrames:
+    """The frames of one video of a data set that is delivered as folders of frames."""
+
+    facts: FrameFacts
+    indices: NDArray[np.int64]
+    """(t,) which of the folder's frames they are, counted from 0."""
+    images: Iterator[bytes]
+    """(t,) JPEG images; the files' own bytes where no other size was asked for."""
+
+
+def read_delivered(
+    folder: Path, video: Video, settings: FrameFormat, *, delivered: FrameFormat, is_decoded: bool = True
+) -> DeliveredFrames:
+    """The frames of one video from the folder in which its data set delivers them.
+
+    Args:
+        folder: the numbered JPEG files.
+        video: says which segment is wanted.
+        settings: which frames (`fps` None: all), size, quality; a frame that keeps its size keeps its bytes.
+        delivered: the files' names, the number of the first one, and the frame rate where the data set states one;
+            without it times are NaN.
+        is_decoded: every frame is decoded to see that it is whole, not only its header read.
+
+    Raises:
+        MissingVideo: no such folder.
+        CorruptVideo: no frames, holes in their numbers, a first number other than the data set's. The images raise it
+            for a file that is no sound JPEG or of another size than the first.
+        UsageError: `settings.fps`, or a segment, where the data set states no frame rate.
+        VidprepError: the segment lies outside the video.
+    """
+    from vidprep.decode.jpeg import find_frames
+
+    if folder.is_dir() and next(folder.iterdir(), None) is None:
+        raise CorruptVideo(f"{folder}: is an empty folder; fetch the frames again.")
+    paths = find_frames(folder, template=delivered.template)
+    first = delivered.template.format(delivered.first_index)
+    if paths[0].name != first:
+        raise CorruptVideo(f"{folder}: its first frame is {paths[0].name}, expected {first}; fetch the frames again.")
+    is_part = settings.fps is not None or video.start_seconds is not None or video.end_seconds is not None
+    if is_part and delivered.fps is None:
+        raise UsageError(
+            f"{folder}: frames by seconds need a frame rate, which the data set does not state; take all frames."
+        )
+    times = np.arange(len(paths)) / (delivered.fps or math.nan)
+    chosen = np.arange(len(paths), dtype=np.int64)
+    if is_part:
+        inside = _inside(times, len(paths) / (delivered.fps or math.nan), video)
         chosen = inside[0] + select_frames(
-            pts[inside], fps=settings.fps, rate_mode=settings.rate_mode, frame_rate=float(nominal), end_seconds=last
+            times[inside], fps=settings.fps, rate_mode=settings.rate_mode, frame_rate=delivered.fps
         )
-        width, height = frame_size(reader.width, reader.height, settings.short_side)
-        source_fps = (len(pts) - 1) / float(pts[-1] - pts[0]) if len(pts) > 1 and pts[-1] > pts[0] else math.nan
-        facts = FrameFacts(
-            folder=folder_name(video),
-            num_frames=len(chosen),
-            fps=settings.fps if settings.fps is not None else source_fps,
-            width=width,
-            height=height,
-            pts_seconds=tuple(float(stored[index]) for index in chosen),
-            source_num_frames=reader.num_frames,
-            source_fps=source_fps,
-            source_width=reader.width,
-            source_height=reader.height,
-            source_duration_seconds=end - float(pts[0]),
-        )
+    source_width, source_height = _jpeg_size(_read_image(paths[0]), name=str(paths[0]))
+    width, height = frame_size(source_width, source_height, settings.short_side, to_height=settings.height)
+    facts = FrameFacts(
+        folder=folder_name(video),
+        num_frames=len(chosen),
+        fps=settings.fps or delivered.fps or math.nan,
+        width=width,
+        height=height,
+        pts_seconds=tuple(float(times[index]) for index in chosen),
+        source_num_frames=len(paths),
+        source_fps=delivered.fps or math.nan,
+        source_width=source_width,
+        source_height=source_height,
+        source_duration_seconds=len(paths) / (delivered.fps or math.nan),
+    )
+    encode = _encoder(settings)
 
-        def images() -> Iterator[bytes]:
-            # Repeated frames are encoded once.
-            distinct, counts = np.unique(chosen, return_counts=True)
-            for picture, count in zip(reader.iterate_frames(distinct), counts, strict=True):
-                image = encode_jpeg(picture, width=width, height=height, quality=settings.jpeg_quality)
-                yield from [image] * int(count)
+    def images() -> Iterator[bytes]:
+        for index in chosen:
+            path = paths[index]
+            image = _read_image(path)
+            size = _jpeg_size(image, name=str(path))
+            if size != (source_width, source_height):
+                raise CorruptVideo(
+                    f"{path}: is {size[0]}x{size[1]} pixels, the first frame {source_width}x{source_height}; "
+                    "fetch the frames again."
+                )
+            is_kept = size == (width, height) and encode is not encode_png
+            if is_decoded or not is_kept:
+                picture = _decode_jpeg(image, name=str(path))
+            yield image if is_kept else encode(picture, width=width, height=height)
 
-        yield facts, images()
+    return DeliveredFrames(facts=facts, indices=chosen, images=images())
+
+
+def match_annotations(
+    annotations: Sequence[FrameAnnotation], facts: FrameFacts, *, delivered: FrameFormat
+) -> list[FrameAnnotation]:
+    """The boxes of each frame of a folder, in order.
+
+    Raises:
+        CorruptVideo: a frame without annotation, an annotation without frame, or one of another size.
+    """
+    by_index = {found.frame_index - delivered.first_index: found for found in annotations}
+    missing = sorted(set(range(facts.source_num_frames)) - by_index.keys())
+    beyond = sorted(by_index.keys() - set(range(facts.source_num_frames)))
+    if missing or beyond:
+        name = delivered.template.format((missing or beyond)[0] + delivered.first_index)
+        what = "has no annotation" if missing else "is annotated and not there"
+        raise CorruptVideo(f"frame {name} {what} ({facts.source_num_frames} frames, {len(by_index)} annotations)")
+    for index, found in sorted(by_index.items()):
+        if (found.width, found.height) != (facts.source_width, facts.source_height):
+            raise CorruptVideo(
+                f"the annotation of frame {delivered.template.format(index + delivered.first_index)} is of "
+                f"{found.width}x{found.height} pixels, the frame has {facts.source_width}x{facts.source_height}"
+            )
+    return [by_index[index] for index in range(facts.source_num_frames)]
+
+
+def _read_image(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise CorruptVideo(f"{path}: cannot be read: {error.strerror}.") from error
+
+
+def _jpeg_size(image: bytes, *, name: str) -> tuple[int, int]:
+    """(width, height) as the header says."""
+    import simplejpeg
+
+    try:
+        height, width = simplejpeg.decode_jpeg_header(image)[:2]
+    except ValueError as error:
+        raise CorruptVideo(f"{name}: is not a JPEG: {error}.") from error
+    return int(width), int(height)
+
+
+def _decode_jpeg(image: bytes, *, name: str) -> NDArray[np.uint8]:
+    """(h, w, c) in RGB."""
+    import simplejpeg
+
+    try:
+        picture: NDArray[np.uint8] = simplejpeg.decode_jpeg(image, colorspace="RGB")
+    except ValueError as error:
+        raise CorruptVideo(f"{name}: is damaged: {error}.") from error
+    return picture
+
+
+def media_state(path: Path | None) -> list[int] | None:
+    """As `engine.source_state`; of a folder of frames the sum of sizes and the latest change of all its files."""
+    if path is None or not path.is_dir():
+        return source_state(path)
+    states = [state for entry in (path, *path.iterdir()) if (state := source_state(entry)) is not None]
+    return [sum(size for size, _ in states), max(change for _, change in states)]
 
 
 def _inside(times: NDArray[np.float64], duration: float, video: Video) -> NDArray[np.int64]:
@@ -296,6 +468,28 @@ def encode_jpeg(picture: NDArray[np.uint8], *, width: int, height: int, quality:
     return from_rgb
 
 
+def encode_png(picture: NDArray[np.uint8], *, width: int, height: int) -> bytes:
+    """A picture (h, w, c) in RGB as a PNG image of another size (bicubic) or of its own."""
+    import av
+    from av.video.reformatter import Interpolation
+    from PIL import Image
+
+    picture = np.ascontiguousarray(picture)
+    if picture.shape[:2] != (height, width):
+        frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
+        scaled = frame.reformat(width=width, height=height, format="rgb24", interpolation=Interpolation.BICUBIC)
+        picture = np.ascontiguousarray(scaled.to_ndarray())
+    stream = io.BytesIO()
+    Image.fromarray(picture).save(stream, "PNG")
+    return stream.getvalue()
+
+
+def _encoder(settings: FrameFormat) -> Callable[..., bytes]:
+    if settings.template.endswith(".png"):
+        return encode_png
+    return partial(encode_jpeg, quality=settings.jpeg_quality)
+
+
 def _plane(plane: Any) -> NDArray[np.uint8]:
     """(h, w), without the padding at the ends of rows."""
     rows = np.frombuffer(memoryview(plane), dtype=np.uint8).reshape(-1, plane.line_size)
@@ -303,7 +497,12 @@ def _plane(plane: Any) -> NDArray[np.uint8]:
 
 
 def folder_name(video: Video) -> str:
-    """Where the frames of a video lie below the folder of a split: its id, and its segment where it has one."""
+    """Where the frames of a video lie below the folder of a split: its id, and its segment where it has one.
+
+    A segment that has a name of its own is called by that.
+    """
+    if video.segment_id:
+        return video.segment_id
     if video.start_seconds is None and video.end_seconds is None:
         return video.video_id
     end = "end" if video.end_seconds is None else f"{video.end_seconds:.3f}"
@@ -319,6 +518,7 @@ def extract(
     *,
     out: Path,
     settings: FrameFormat,
+    delivered: FrameFormat | None = None,
     workers: int = 1,
     progress: str | None = None,
 ) -> ExtractReport:
@@ -326,9 +526,10 @@ def extract(
 
     Args:
         split: the videos.
-        paths: video_id -> file; videos that are not in it are missing.
+        paths: video_id -> file, or folder of frames; videos that are not in it are missing.
         out: the folder of this split's frames; the index and the journal lie beside it.
         settings: which frames, size, quality, names.
+        delivered: how a data set that is delivered as folders of frames calls them; None: `paths` are video files.
         workers: processes.
         progress: shown while it runs; None shows nothing.
 
@@ -345,6 +546,7 @@ def extract(
         "dataset": split.dataset,
         "split": split.split,
         **asdict(settings),
+        **({} if delivered is None else {"delivered": asdict(delivered)}),
     }
     if out.exists() and not out.is_dir():
         raise UsageError(f"{out}: is a file; give --out the name of a folder.")
@@ -362,7 +564,8 @@ def extract(
             if not _is_done(video, done, old_faults, paths.get(video.video_id), out)
         ]
         try:
-            num_new = _extract_all(todo, journal, out=out, settings=settings, workers=workers, progress=progress)
+            work = partial(_extract_group, out=out, settings=settings, delivered=delivered)
+            num_new = _extract_all(_by_file(todo), journal, work, workers=workers, progress=progress)
         except BaseException:
             _sweep_folders(out)  # what workers were filling when they were ended
             raise
@@ -389,13 +592,15 @@ def read_frame_index(out: Path) -> FrameIndex:
         frames = [
             FrameFacts(
                 **{field.name: row[field.name] for field in fields(FrameFacts) if field.name != "pts_seconds"},
-                pts_seconds=tuple(float(time) for time in row["pts_seconds"]),
+                # Parquet has no NaN inside lists, which frames of an unknown rate have.
+                pts_seconds=tuple(math.nan if time is None else float(time) for time in row["pts_seconds"]),
             )
             for row in rows
         ]
         with _beside(out, ".faults.csv").open(encoding="utf-8", newline="") as stream:
             reasons = {row["video_id"]: row["reason"] for row in csv.DictReader(stream)}
-        settings = FrameFormat(**{field.name: plan[field.name] for field in fields(FrameFormat)})
+        # A journal of an earlier vidprep lacks settings that came later.
+        settings = FrameFormat(**{field.name: plan[field.name] for field in fields(FrameFormat) if field.name in plan})
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise VidprepError(f"{path}: not a readable index of frames ({error}); run `vidprep extract` again.") from error
     return FrameIndex(settings=settings, frames={facts.folder: facts for facts in frames}, reasons=reasons)
@@ -465,7 +670,7 @@ def _is_done(
     if folder in done:
         return (out / folder).is_dir()
     # A fault stands as long as its file is the one that was tried.
-    return folder in faults and faults[folder]["source"] == source_state(path)
+    return folder in faults and faults[folder]["source"] == media_state(path)
 
 
 def _sweep_folders(out: Path) -> None:
@@ -480,12 +685,37 @@ HALF_FILLED = ".part"
 """Folder below `out` in which folders are filled before they get their place."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Group:
+    """Rows of a split that come from one file: a video, or some segments of a long one."""
+
+    videos: tuple[Video, ...]
+    path: Path | None
+
+
+SEGMENTS_PER_GROUP = 32
+"""Of one long video; it is opened once for them, and they are noted in the journal together."""
+KEPT_PACKET_BYTES = 4 * 1024**3
+"""A long video whose segments are cut one after the other stays in memory up to this size, as compressed packets."""
+
+
+def _by_file(rows: Sequence[tuple[Video, Path | None]]) -> list[_Group]:
+    """Neighbours of the same file together, in order."""
+    groups: list[_Group] = []
+    for video, path in rows:
+        last = groups[-1] if groups else None
+        if last is not None and path is not None and last.path == path and len(last.videos) < SEGMENTS_PER_GROUP:
+            groups[-1] = replace(last, videos=(*last.videos, video))
+        else:
+            groups.append(_Group(videos=(video,), path=path))
+    return groups
+
+
 def _extract_all(
-    todo: Sequence[tuple[Video, Path | None]],
+    groups: Sequence[_Group],
     journal: Path,
+    work: Callable[[_Group], list[dict[str, Any]]],
     *,
-    out: Path,
-    settings: FrameFormat,
     workers: int,
     progress: str | None,
 ) -> int:
@@ -494,30 +724,61 @@ def _extract_all(
     with writing(journal), journal.open("a", encoding="utf-8") as lines:
         if not journal.read_bytes().endswith(b"\n"):
             lines.write("\n")  # ends the line that a killed run was writing
-        work = partial(_extract_one, out=out, settings=settings)
-        with closing(run(todo, work, workers=workers, progress=progress)) as outcomes:
+        with closing(run(groups, work, workers=workers, progress=progress)) as outcomes:
             for outcome in outcomes:
-                video, path = outcome.unit
-                entry = _entry(video, path, outcome.result, outcome.error)
-                lines.write(json.dumps(entry) + "\n")
+                group = outcome.unit
+                entries = outcome.result or [_fault_entry(video, group.path, outcome.error) for video in group.videos]
+                lines.writelines(json.dumps(entry) + "\n" for entry in entries)
                 lines.flush()
-                num_new += "facts" in entry
+                num_new += sum("facts" in entry for entry in entries)
     return num_new
 
 
-def _extract_one(unit: tuple[Video, Path | None], *, out: Path, settings: FrameFormat) -> FrameFacts:
-    video, path = unit
-    if path is None:
+def _extract_group(
+    group: _Group, *, out: Path, settings: FrameFormat, delivered: FrameFormat | None
+) -> list[dict[str, Any]]:
+    """The journal's entry of each video; a fault of one does not keep the others from their frames."""
+    if group.path is None:
         raise VidprepError("no file found for it")
+    with ExitStack() as opened:
+        reader = None
+        if delivered is None and len(group.videos) > 1:
+            from vidprep.decode.pyav import PyavReader
+
+            reader = opened.enter_context(PyavReader(group.path, kept_packet_bytes=KEPT_PACKET_BYTES))
+        entries = []
+        for video in group.videos:
+            try:
+                if delivered is not None:
+                    frames = read_delivered(group.path, video, settings, delivered=delivered)
+                    facts = _write_frames(frames.facts, frames.images, group.path, video, out=out, settings=settings)
+                elif reader is not None:
+                    facts = _write_frames(
+                        *frames_of(reader, video, settings), group.path, video, out=out, settings=settings
+                    )
+                else:
+                    with open_frames(group.path, video, settings) as (found, images):
+                        facts = _write_frames(found, images, group.path, video, out=out, settings=settings)
+                entries.append({"folder": facts.folder, "facts": asdict(facts)})
+            except CannotWrite:
+                raise
+            except (VidprepError, OSError, ValueError, MemoryError) as error:
+                entries.append(_fault_entry(video, group.path, error))
+    return entries
+
+
+def _write_frames(
+    facts: FrameFacts, images: Iterator[bytes], path: Path, video: Video, *, out: Path, settings: FrameFormat
+) -> FrameFacts:
     folder = out / folder_name(video)
     half = out / HALF_FILLED / f"{os.getpid()}-{hashlib.sha256(folder.name.encode()).hexdigest()[:16]}"
-    before = source_state(path)
-    with open_frames(path, video, settings) as (facts, images), writing(folder):
+    before = media_state(path)
+    with writing(folder):
         shutil.rmtree(half, ignore_errors=True)
         half.mkdir(parents=True)
         for number, image in enumerate(images, start=settings.first_index):
             (half / settings.template.format(number)).write_bytes(image)
-        if source_state(path) != before:
+        if media_state(path) != before:
             raise CorruptVideo(f"{path}: changed while it was read; run the same command again.")
         if folder.exists():
             shutil.rmtree(folder)
@@ -526,15 +787,13 @@ def _extract_one(unit: tuple[Video, Path | None], *, out: Path, settings: FrameF
     return facts
 
 
-def _entry(video: Video, path: Path | None, facts: FrameFacts | None, error: Exception | None) -> dict[str, Any]:
-    if facts is not None:
-        return {"folder": facts.folder, "facts": asdict(facts)}
-    text = str(error).removeprefix(f"{path}: ").rstrip(".")  # the path has its own column
+def _fault_entry(video: Video, path: Path | None, error: Exception | None) -> dict[str, Any]:
+    text = str(error).removeprefix(f"{path}: ").removeprefix(f"{path}/").rstrip(".")  # the path has its own column
     return {
         "folder": folder_name(video),
         "reason": text if isinstance(error, VidprepError) else f"{type(error).__name__}: {text}",
         "path": str(path or ""),
-        "source": source_state(path),
+        "source": media_state(path),
     }
 
 
@@ -544,7 +803,7 @@ def _finish(split: Split, *, out: Path, journal: Path, plan: Mapping[str, Any], 
 
     done, entries = _read_journal(journal, plan)
     _sweep_folders(out)
-    named = [(video.video_id, folder_name(video)) for video in split.videos]
+    named = [(sample_id(video), folder_name(video)) for video in split.videos]
     rows = [{"video_id": video_id, **asdict(done[folder])} for video_id, folder in named if folder in done]
     faults = tuple(
         Fault(video_id=video_id, reason=entries[folder]["reason"], path=entries[folder]["path"])

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Literal
 
 from vidprep.errors import CorruptShard, UnknownName, UsageError, suggest
-from vidprep.types import Task
+from vidprep.types import Task, Video
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -33,6 +33,7 @@ __all__ = [
     "read_manifest",
     "read_samples",
     "row_from_dict",
+    "sample_id",
     "samples_to_frame",
     "write_samples",
 ]
@@ -58,6 +59,7 @@ class SampleRow:
     key: str
     video_id: str
     labels: tuple[int, ...]
+    """As in the split: class indices; (verb, noun) for verb_noun; () for detection."""
     shard: str
     num_frames: int
     """Frames of the video (video shards) or of the sample (frame shards)."""
@@ -70,6 +72,8 @@ class SampleRow:
     """Annotated segment inside the video; None means all of it."""
     end_seconds: float | None
     members: tuple[Member, ...]
+    segment_id: str = ""
+    """The publisher's own name of the segment, "" where there is none."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,6 +91,7 @@ class Fault:
     """A video of the split that is in no shard, and why."""
 
     video_id: str
+    """Of a segment with a name of its own: that name."""
     reason: str
     path: str = ""
 
@@ -109,6 +114,8 @@ class Manifest:
     version: int = FORMAT_VERSION
     flip_pairs: Mapping[str, int] = field(default_factory=dict)
     """Class (as text, for JSON) -> class that a horizontal flip turns it into."""
+    noun_classes: tuple[str, ...] = ()
+    """The nouns of verb_noun, by index; `classes` are its verbs."""
 
     def to_json(self) -> str:
         """The manifest as the text of its file."""
@@ -147,6 +154,7 @@ def read_manifest(folder: Path, split: str | None = None) -> Manifest:
                 f"got {raw.get('format')!r} version {raw.get('version')!r}; write the shards again."
             )
         raw["classes"] = tuple(raw["classes"])
+        raw["noun_classes"] = tuple(raw.get("noun_classes", ()))
         raw["shards"] = tuple(ShardFacts(**shard) for shard in raw["shards"])
         for shard in raw["shards"]:
             if Path(shard.name).name != shard.name:
@@ -155,6 +163,11 @@ def read_manifest(folder: Path, split: str | None = None) -> Manifest:
         return Manifest(**raw)
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise CorruptShard(f"{path}: not a readable manifest ({error}); write the shards again.") from error
+
+
+def sample_id(row: Video | SampleRow) -> str:
+    """What a sample is called in reports and batches: the segment's own name, where it has one, else its video's."""
+    return row.segment_id or row.video_id
 
 
 def samples_to_frame(samples: Sequence[SampleRow]) -> "pd.DataFrame":
@@ -184,6 +197,7 @@ def write_samples(stream: IO[bytes], shards: Iterable[Sequence[SampleRow]]) -> i
             ("start_seconds", pa.float64()),
             ("end_seconds", pa.float64()),
             ("members", pa.list_(member)),
+            ("segment_id", pa.string()),
         ]
     )
     num_samples = 0

@@ -9,7 +9,7 @@ import numpy as np
 
 from vidprep.engine import publish
 from vidprep.errors import CorruptShard, CorruptVideo, UsageError
-from vidprep.index import Manifest, SampleRow, read_manifest, read_samples
+from vidprep.index import Manifest, SampleRow, read_manifest, read_samples, sample_id
 
 if TYPE_CHECKING:
     from PIL import Image, ImageFont
@@ -143,12 +143,18 @@ def _draw(manifest: Manifest, rows: Sequence[SampleRow], strips: "Sequence[Seque
 
 
 def _title(manifest: Manifest, row: SampleRow) -> str:
-    names = [manifest.classes[label] if label < len(manifest.classes) else str(label) for label in row.labels]
-    return ", ".join(names) or "(no label)"
+    lists = (
+        (manifest.classes, manifest.noun_classes) if manifest.noun_classes else (manifest.classes,) * len(row.labels)
+    )
+    names = [
+        of_label[label] if label < len(of_label) else str(label)
+        for label, of_label in zip(row.labels, lists, strict=False)
+    ]
+    return ", ".join(names) or ("(boxes)" if manifest.task == "detection" else "(no label)")
 
 
 def _details(row: SampleRow) -> str:
-    parts = [row.video_id, f"{row.shard} {row.key}", f"{row.num_frames} frames", f"{row.width}x{row.height}"]
+    parts = [sample_id(row), f"{row.shard} {row.key}", f"{row.num_frames} frames", f"{row.width}x{row.height}"]
     if row.fps == row.fps:  # NaN for a single frame
         parts += [f"{row.fps:.4g} fps", f"{row.duration_seconds:.2f} s"]
     if row.start_seconds is not None or row.end_seconds is not None:

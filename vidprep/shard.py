@@ -14,17 +14,30 @@ import json
 import math
 import re
 import tarfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import IO, Any, Literal
+from types import TracebackType
+from typing import IO, Any, Literal, Self
 
 from vidprep.datasets import DATASETS
+from vidprep.decode.pyav import PyavReader
 from vidprep.engine import CannotWrite, WorkerDied, differences, lock, publish, run, source_state, sweep, writing
 from vidprep.errors import CorruptVideo, MissingVideo, UsageError, VidprepError
-from vidprep.extract import FrameFacts, FrameIndex, folder_name, open_frames, read_frame_index
+from vidprep.extract import (
+    KEPT_PACKET_BYTES,
+    FrameFacts,
+    FrameIndex,
+    folder_name,
+    frames_of,
+    match_annotations,
+    media_state,
+    open_frames,
+    read_delivered,
+    read_frame_index,
+)
 from vidprep.index import (
     Fault,
     Manifest,
@@ -34,11 +47,12 @@ from vidprep.index import (
     faults_to_csv,
     read_manifest,
     row_from_dict,
+    sample_id,
     write_samples,
 )
 from vidprep.probe import VideoFacts, check, probe
 from vidprep.splits import Split
-from vidprep.types import FrameFormat, Video
+from vidprep.types import FrameAnnotation, FrameFormat, Task, Video
 
 __all__ = ["ShardReport", "TarWriter", "default_samples_per_shard", "shard"]
 
@@ -74,6 +88,8 @@ class _Item:
     """The file, or the folder of its frames; None when there is none."""
     frames: FrameFacts | None = None
     """What was extracted, when the shard is made from extracted frames."""
+    annotations: Path | None = None
+    """Where the boxes of its frames lie, for detection."""
     reason: str = ""
     """Why it cannot become a sample, as far as that is known beforehand."""
 
@@ -93,13 +109,19 @@ class _Job:
     out: Path
     dataset: str
     split: str
+    task: Task
     classes: tuple[str, ...]
+    noun_classes: tuple[str, ...]
     plan_sha256: str
     content: Content
     measure: Callable[[bytes], VideoFacts]
     """Checks a video as thoroughly as was asked for."""
     settings: FrameFormat | None = None
     """Of frames; None for shards of videos."""
+    delivered: FrameFormat | None = None
+    """How the data set calls its own frames, when it is delivered as folders of them."""
+    read_boxes: Callable[[Path], Sequence[FrameAnnotation]] | None = None
+    """Reads the boxes of all frames of a video, for detection."""
     decode_frames: bool = True
     """Extracted frames are decoded to see that they are whole, not only opened."""
     condemned: Mapping[int, str] = field(default_factory=dict)
@@ -138,6 +160,9 @@ def shard(
     content: Content = "video",
     frames: FrameFormat | None = None,
     frames_from: Path | None = None,
+    delivered: FrameFormat | None = None,
+    annotations: Mapping[str, Path] | None = None,
+    read_boxes: Callable[[Path], Sequence[FrameAnnotation]] | None = None,
     samples_per_shard: int | None = None,
     workers: int = 1,
     check: Check = "decode",
@@ -148,13 +173,21 @@ def shard(
     A video that is missing, empty or damaged becomes a fault: the run goes on, and the fault stands in the sidecar,
     the manifest and the list of faults. When its file is replaced, the next run writes its shard anew.
 
+    Segments of long videos are cut by seconds: of each only its own frames are decoded and checked, and a video is
+    opened once for all its segments that follow each other in a shard.
+
     Args:
         split: the videos, in the order of the samples.
-        paths: video_id -> file; videos that are not in it are missing. Not used with `frames_from`.
+        paths: video_id -> file, or folder of frames; videos that are not in it are missing. Not used with
+            `frames_from`.
         out: the folder of the shards; several splits may share one.
         content: the files as they are, or JPEG frames.
         frames: which frames, for `content` "frames" straight from the videos.
         frames_from: a folder that `extract` wrote, to take the frames from.
+        delivered: how a data set that is delivered as folders of frames calls them. Frames that keep their size
+            keep their bytes; their times are those of its frame rate, NaN where it states none.
+        annotations: video_id -> where the boxes of its frames lie, for detection; None: the split has none.
+        read_boxes: reads them, one `FrameAnnotation` a frame.
         samples_per_shard: positions of the split in one shard; None: `default_samples_per_shard`.
         workers: processes; each holds one video in memory.
         check: "decode" all of each video, or only "open" it and decode its first frame.
@@ -167,17 +200,25 @@ def shard(
     if not split.videos:
         raise UsageError(f"{split.dataset}/{split.split}: the split is empty, there is nothing to shard.")
     if samples_per_shard is None:
-        samples_per_shard = default_samples_per_shard(len(split.videos))
+        samples_per_shard = default_samples_per_shard(len(split.videos), task=split.task)
     if samples_per_shard < 1:
         raise UsageError(f"samples_per_shard must be at least 1, got {samples_per_shard}.")
     if content == "video" and (frames is not None or frames_from is not None):
         raise UsageError("frame settings and extracted frames are for --content frames, got --content video.")
     if frames is not None and frames_from is not None:
         raise UsageError("extracted frames are taken as they are; give no frame settings with --from frames.")
+    if content == "video":
+        _refuse_copies(split, delivered)
+    if split.task == "detection" and frames_from is not None:
+        raise UsageError("boxes belong to the frames as they are delivered; leave --from frames out.")
     index = read_frame_index(frames_from) if frames_from is not None else None
     settings = index.settings if index is not None else (frames or FrameFormat()) if content == "frames" else None
-    source = "frames" if index is not None else "videos"
+    source = "frames" if index is not None else "videos" if delivered is None else "delivered frames"
     plan = _plan(split, content=content, settings=settings, source=source, per_shard=samples_per_shard, check=check)
+    if index is None and delivered is not None:
+        plan["delivered"] = asdict(delivered)
+    if annotations is not None:
+        plan["has_boxes"] = True
     out = out.absolute()
     if out.exists() and not out.is_dir():
         raise UsageError(f"{out}: is a file; give --out the name of a folder.")
@@ -193,14 +234,18 @@ def shard(
             out=out,
             dataset=split.dataset,
             split=split.split,
+            task=split.task,
             classes=split.classes,
+            noun_classes=split.noun_classes,
             plan_sha256=_digest(plan),
             content=content,
             measure=_decode_all if check == "decode" else _open_only,
             settings=settings,
+            delivered=delivered if index is None else None,
+            read_boxes=read_boxes if annotations is not None else None,
             decode_frames=check == "decode",
         )
-        units = _units(split, _items(split, paths, index, frames_from), samples_per_shard)
+        units = _units(split, _items(split, paths, index, frames_from, annotations), samples_per_shard)
         todo = [unit for unit in units if not _is_finished(unit, job)]
         if not todo and _is_published(out, split):
             manifest = read_manifest(out, split.split)
@@ -222,8 +267,28 @@ def shard(
         )
 
 
-def default_samples_per_shard(num_videos: int) -> int:
-    """Positions in a shard by the size of the split: 37 videos -> 16, 400 -> 25, 20,000 -> 256."""
+def _refuse_copies(split: Split, delivered: FrameFormat | None) -> None:
+    """Shards of video files are for data sets whose samples are video files."""
+    if delivered is not None:
+        raise UsageError(
+            f"{split.dataset} is delivered as folders of frames, there are no video files to copy; "
+            "use --content frames, which packs the frames as they are."
+        )
+    if any(video.segment_id for video in split.videos):
+        num_files = len({video.video_id for video in split.videos})
+        raise UsageError(
+            f"{split.dataset}/{split.split}: its {len(split.videos)} rows are segments of {num_files} long videos, and "
+            "--content video would copy a whole video for each; use --content frames, which cuts them by seconds."
+        )
+
+
+def default_samples_per_shard(num_videos: int, *, task: Task = "single_label") -> int:
+    """Positions in a shard by the size of the split: 37 videos -> 16, 400 -> 25, 20,000 -> 256.
+
+    Samples of a detection task are whole sequences of large frames, some 25 MB each: 16 of them.
+    """
+    if task == "detection":
+        return MIN_SAMPLES_PER_SHARD
     return min(max(-(-num_videos // NUM_SHARDS), MIN_SAMPLES_PER_SHARD), MAX_SAMPLES_PER_SHARD)
 
 
@@ -234,7 +299,10 @@ def _plan(
     split: Split, *, content: Content, settings: FrameFormat | None, source: str, per_shard: int, check: Check
 ) -> dict[str, Any]:
     """All that decides the bytes of the shards, apart from the videos."""
-    rows = [[video.video_id, video.labels, video.start_seconds, video.end_seconds] for video in split.videos]
+    rows = [
+        [video.video_id, video.labels, video.start_seconds, video.end_seconds, *filter(None, [video.segment_id])]
+        for video in split.videos
+    ]
     return {
         "format": "vidprep-plan",
         "dataset": split.dataset,
@@ -242,7 +310,7 @@ def _plan(
         "task": split.task,
         "num_videos": len(split.videos),
         "videos_sha256": _digest(rows),
-        "classes_sha256": _digest(split.classes),
+        "classes_sha256": _digest([split.classes, split.noun_classes] if split.noun_classes else split.classes),
         "content": content,
         "source": source,
         "samples_per_shard": per_shard,
@@ -282,16 +350,23 @@ def _refuse_other_plan(plan_path: Path, plan: Mapping[str, Any]) -> None:
 
 
 def _items(
-    split: Split, paths: Mapping[str, Path], index: FrameIndex | None, frames_from: Path | None
+    split: Split,
+    paths: Mapping[str, Path],
+    index: FrameIndex | None,
+    frames_from: Path | None,
+    annotations: Mapping[str, Path] | None,
 ) -> Iterator[_Item]:
     for position, video in enumerate(split.videos):
         if index is None or frames_from is None:
             path = paths.get(video.video_id)
+            boxes = None if annotations is None else annotations.get(video.video_id)
             reason = "" if path is not None else "no file found for it"
-            yield _Item(position=position, video=video, path=path, reason=reason)
+            if path is not None and annotations is not None and boxes is None:
+                reason = "no annotations found for it"
+            yield _Item(position=position, video=video, path=path, reason=reason, annotations=boxes)
             continue
         facts = index.frames.get(folder_name(video))
-        reason = "" if facts is not None else index.reasons.get(video.video_id, "no frames were extracted of it")
+        reason = "" if facts is not None else index.reasons.get(sample_id(video), "no frames were extracted of it")
         yield _Item(position=position, video=video, path=frames_from / folder_name(video), frames=facts, reason=reason)
 
 
@@ -322,11 +397,16 @@ def _is_finished(unit: _Unit, job: _Job) -> bool:
             return False
     except (OSError, ValueError, KeyError, TypeError):
         return False  # no sidecar, or one of a broken disk: the shard is written again
-    paths = {item.video.video_id: item.path for item in unit.items}
+    items = {sample_id(item.video): item for item in unit.items}
     return all(
-        source_state(paths[fault.video_id]) == source
-        for fault, source in zip(finished.faults, finished.sources, strict=True)
+        _state(items[fault.video_id]) == source for fault, source in zip(finished.faults, finished.sources, strict=True)
     )
+
+
+def _state(item: _Item) -> list[int] | None:
+    """What changes when the files of a video, or of its boxes, are replaced."""
+    media, boxes = media_state(item.path), media_state(item.annotations)
+    return media if media is None or boxes is None else [*media, *boxes]
 
 
 def _parse_header(line: str) -> _Finished:
@@ -383,7 +463,8 @@ def _condemn(lost: Sequence[_Unit], job: _Job, *, workers: int) -> _Job:
 
 def _try(item: _Item, job: _Job) -> None:
     try:
-        _prepare(item, job)
+        with _LongVideo() as long_video:
+            _prepare(item, job, long_video)
     except _SAMPLE_FAULTS:
         return  # a fault like any other, which the shard will report
 
@@ -400,16 +481,18 @@ def _write_shard(unit: _Unit, job: _Job) -> None:
     faults: list[Fault] = []
     sources: list[list[int] | None] = []
     path = job.out / unit.name
-    with publish(path) as stream:
+    with publish(path) as stream, _LongVideo() as long_video:
         tar = TarWriter(stream)
         for item in unit.items:
-            state = source_state(item.path)
+            state = _state(item)
             try:
-                sample = _prepare(item, job)
+                sample = _prepare(item, job, long_video)
             except CannotWrite:
                 raise
             except _SAMPLE_FAULTS as error:
-                faults.append(Fault(video_id=item.video.video_id, reason=_reason(error), path=str(item.path or "")))
+                # The path has its own column.
+                reason = _reason(error).removeprefix(f"{item.path}: ").removeprefix(f"{item.path}/")
+                faults.append(Fault(video_id=sample_id(item.video), reason=reason, path=str(item.path or "")))
                 sources.append(state)
                 continue
             rows.append(_add_sample(tar, sample, shard=unit.name))
@@ -483,7 +566,49 @@ class TarWriter:
 # Samples
 
 
-def _prepare(item: _Item, job: _Job) -> _Sample:
+class _LongVideo:
+    """The video whose segments are being cut: it stays open, with its packets, until one of another video comes."""
+
+    def __init__(self) -> None:
+        self._reader: PyavReader | None = None
+        self._opened: tuple[Path, list[int] | None] | None = None
+        self._fault: CorruptVideo | None = None
+
+    def open(self, path: Path) -> PyavReader:
+        """The opened video.
+
+        Raises:
+            MissingVideo, CorruptVideo: it does not open; asked again, it says so without another look.
+        """
+        wanted = (path, source_state(path))
+        if wanted != self._opened:
+            self.close()
+            self._opened = wanted
+            try:
+                self._reader = PyavReader(path, kept_packet_bytes=KEPT_PACKET_BYTES)
+            except CorruptVideo as error:
+                self._fault = error
+        if self._fault is not None:
+            raise self._fault
+        if self._reader is None:
+            raise MissingVideo("no file found for it")
+        return self._reader
+
+    def close(self) -> None:
+        if self._reader is not None:
+            self._reader.close()
+        self._reader = self._opened = self._fault = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def _prepare(item: _Item, job: _Job, long_video: _LongVideo) -> _Sample:
     """A checked sample in memory; raises one of `_SAMPLE_FAULTS` with the reason why it cannot be one."""
     if item.position in job.condemned:
         raise CorruptVideo(job.condemned[item.position])
@@ -491,6 +616,11 @@ def _prepare(item: _Item, job: _Job) -> _Sample:
         raise MissingVideo(item.reason)
     if item.frames is not None:
         return _sample_from_frames(item, item.path, item.frames, job)
+    if job.delivered is not None and job.settings is not None:
+        return _sample_from_folder(item, item.path, job, job.settings, job.delivered)
+    is_segment = item.video.start_seconds is not None or item.video.end_seconds is not None
+    if is_segment and job.settings is not None:
+        return _sample_from_segment(item, item.path, job, job.settings, long_video)
     # One read: what is checked is what is written, whatever happens to the file meanwhile.
     data = _read_whole(item.path)
     try:
@@ -554,6 +684,54 @@ def _sample_from_decoding(item: _Item, data: bytes, job: _Job, settings: FrameFo
     job.measure(data)
     with open_frames(data, item.video, settings) as (facts, images):
         return _frame_sample(item, facts, list(images), job)
+
+
+def _sample_from_segment(item: _Item, path: Path, job: _Job, settings: FrameFormat, long_video: _LongVideo) -> _Sample:
+    """The frames of a segment; what lies outside of it is neither decoded nor checked."""
+    before = source_state(path)
+    facts, images = frames_of(long_video.open(path), item.video, settings)
+    encoded = list(images)
+    if source_state(path) != before:
+        raise CorruptVideo("changed while it was read; run the same command again when it is complete")
+    return _frame_sample(item, facts, encoded, job)
+
+
+def _sample_from_folder(item: _Item, folder: Path, job: _Job, settings: FrameFormat, delivered: FrameFormat) -> _Sample:
+    """The frames that a data set delivers, with the boxes on them where it has some."""
+    frames = read_delivered(folder, item.video, settings, delivered=delivered, is_decoded=job.decode_frames)
+    sample = _frame_sample(item, frames.facts, list(frames.images), job)
+    if item.annotations is None or job.read_boxes is None:
+        return sample
+    annotated = match_annotations(job.read_boxes(item.annotations), frames.facts, delivered=delivered)
+    return replace(sample, info={**sample.info, "boxes": _boxes(annotated, frames.indices, frames.facts, job)})
+
+
+def _boxes(
+    annotated: Sequence[FrameAnnotation], indices: Iterable[int], facts: FrameFacts, job: _Job
+) -> list[list[dict[str, Any]]]:
+    """The boxes of each frame of a sample, in pixels of its frames."""
+    per_frame = []
+    for index in indices:
+        found = annotated[int(index)]
+        beyond = [box for box in found.boxes if box.label >= len(job.classes)]
+        if beyond:
+            raise CorruptVideo(
+                f"the annotation of frame {index} has label {beyond[0].label}, of {len(job.classes)} classes"
+            )
+        across, down = facts.width / facts.source_width, facts.height / facts.source_height
+        per_frame.append(
+            [
+                {
+                    "label": box.label,
+                    "xyxy": [x * scale for x, scale in zip(box.xyxy, (across, down) * 2, strict=True)],
+                    "track_id": box.track_id,
+                    "occluded": box.is_occluded,
+                    "generated": box.is_generated,
+                }
+                for box in found.boxes
+            ]
+        )
+    return per_frame
 
 
 def _sample_from_frames(item: _Item, folder: Path, facts: FrameFacts, job: _Job) -> _Sample:
@@ -621,15 +799,18 @@ def _row(
         start_seconds=segment[0],
         end_seconds=segment[1],
         members=(),
+        segment_id=item.video.segment_id,
     )
 
 
 def _info(row: SampleRow, item: _Item, job: _Job) -> dict[str, Any]:
     """What KEY.json says: all that a reader without the table needs to know."""
+    names = (job.classes, job.noun_classes) if job.task == "verb_noun" else (job.classes,) * len(row.labels)
     return {
         "video_id": row.video_id,
+        "segment_id": row.segment_id or None,
         "labels": list(row.labels),
-        "classes": [job.classes[label] for label in row.labels],
+        "classes": [of_label[label] for label, of_label in zip(row.labels, names, strict=False)],
         "dataset": job.dataset,
         "split": job.split,
         "num_frames": row.num_frames,
@@ -668,8 +849,13 @@ def _publish(split: Split, units: Sequence[_Unit], job: _Job, plan: Mapping[str,
         split=split.split,
         task=split.task,
         classes=split.classes,
+        noun_classes=split.noun_classes,
         content=job.content,
-        settings={name: plan[name] for name in ("source", "samples_per_shard", "check", "frames")},
+        settings={
+            name: plan[name]
+            for name in ("source", "samples_per_shard", "check", "frames", "delivered", "has_boxes")
+            if name in plan
+        },
         num_videos=len(split.videos),
         shards=tuple(header.shard for header in headers if header.shard is not None),
         faults=faults,

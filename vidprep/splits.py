@@ -3,8 +3,10 @@
 video_id,label                                  one line a video; labels are class indices, counted from 0
 aCbHx1yGnNE_000010_000020,17
 QOlSCBRmfWY,14|93                               several labels are joined by "|"; an empty label means unlabelled
+                                                (verb_noun: verb|noun, each counted in its own list)
 
 video_id,label,start_seconds,end_seconds        the same for annotated segments
+video_id,label,start_seconds,end_seconds,segment_id         ... that have names of their own
 """
 
 import csv
@@ -35,6 +37,7 @@ __all__ = [
 ]
 
 LABEL_SEPARATOR = "|"
+SEGMENT_COLUMNS = ("start_seconds", "end_seconds", "segment_id")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,25 +48,58 @@ class Split:
     split: str
     task: Task
     classes: tuple[str, ...]
-    """Class names by index; () when nothing is labelled."""
+    """Class names by index; () when nothing is labelled. Of verb_noun: the verbs."""
     videos: tuple[Video, ...]
+    noun_classes: tuple[str, ...] = ()
+    """The nouns by index, of verb_noun only."""
     notes: tuple[str, ...] = ()
     """What its maker repaired or passed over, one sentence each; not kept in the split file."""
 
     def __post_init__(self) -> None:
         place = f"{self.dataset}/{self.split}"
-        if len(set(self.classes)) != len(self.classes):
-            raise ValueError(f"{place}: class names repeat")
-        seen: set[tuple[str, float | None, float | None]] = set()
+        for names in (self.classes, self.noun_classes):
+            if len(set(names)) != len(names):
+                raise ValueError(f"{place}: class names repeat")
+        if self.noun_classes and self.task != "verb_noun":
+            raise ValueError(f"{place}: noun_classes are for verb_noun, the task is {self.task}")
+        seen: set[tuple[str, float | None, float | None, str]] = set()
         for video in self.videos:
-            if any(label >= len(self.classes) for label in video.labels):
-                raise ValueError(f"{place}: {video.video_id} has labels {video.labels}, of {len(self.classes)} classes")
-            if self.task == "single_label" and len(video.labels) > 1:
-                raise ValueError(f"{place}: {video.video_id} has labels {video.labels}, the task is single_label")
-            row = (video.video_id, video.start_seconds, video.end_seconds)
-            if row in seen:
+            self._check_labels(video, place)
+            if _key(video) in seen:
                 raise ValueError(f"{place}: {video.video_id} is listed twice with the same start and end")
-            seen.add(row)
+            seen.add(_key(video))
+
+    def _check_labels(self, video: Video, place: str) -> None:
+        fault = _find_fault(video.labels, task=self.task)
+        if fault:
+            raise ValueError(f"{place}: {video.video_id} has labels {video.labels}, {fault}")
+        sizes = _sizes(self.task, self.classes, self.noun_classes, num_labels=len(video.labels))
+        if any(label >= size for label, size in zip(video.labels, sizes, strict=True)):
+            counts = f"{len(self.classes)} classes" + (f", {len(self.noun_classes)} nouns" if self.noun_classes else "")
+            raise ValueError(f"{place}: {video.video_id} has labels {video.labels}, of {counts}")
+
+
+def _key(video: Video) -> tuple[str, float | None, float | None, str]:
+    """What tells a row of a split from all others."""
+    return video.video_id, video.start_seconds, video.end_seconds, video.segment_id
+
+
+def _find_fault(labels: Sequence[int], *, task: Task) -> str:
+    """What is wrong with the number of a video's labels; "" when nothing is."""
+    if task == "single_label" and len(labels) > 1:
+        return "the task is single_label"
+    if task == "multi_label" and len(set(labels)) < len(labels):
+        return "labels repeat"
+    if task == "verb_noun" and len(labels) not in (0, 2):
+        return "the task is verb_noun: a verb and a noun, or none"
+    if task == "detection" and labels:
+        return "the task is detection: its labels are those of its boxes"
+    return ""
+
+
+def _sizes(task: Task, classes: Sequence[str], nouns: Sequence[str], *, num_labels: int) -> tuple[int, ...]:
+    """The number of classes that each label of a video is one of."""
+    return (len(classes), len(nouns))[:num_labels] if task == "verb_noun" else (len(classes),) * num_labels
 
 
 def write_split(split: Split, path: Path) -> None:
@@ -96,49 +132,80 @@ def _write_atomically(path: Path, content: bytes) -> None:
 
 def split_to_csv(split: Split) -> str:
     """The text of the split's CSV file; the columns of segments are there when any video has one."""
-    has_segments = any(video.start_seconds is not None or video.end_seconds is not None for video in split.videos)
+    has_names = any(video.segment_id for video in split.videos)
+    has_segments = has_names or any(
+        video.start_seconds is not None or video.end_seconds is not None for video in split.videos
+    )
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     quoting_writer = csv.writer(text, lineterminator="\n", quoting=csv.QUOTE_ALL)
-    writer.writerow(["video_id", "label", *(["start_seconds", "end_seconds"] if has_segments else [])])
+    writer.writerow(["video_id", "label", *SEGMENT_COLUMNS[: 3 * has_names or 2 * has_segments]])
     for video in split.videos:
         row = [video.video_id, LABEL_SEPARATOR.join(map(str, video.labels))]
         if has_segments:  # repr of a float reads back as the same float
             row += ["" if x is None else repr(float(x)) for x in (video.start_seconds, video.end_seconds)]
+        if has_names:
+            row.append(video.segment_id)
         # of itself the writer quotes \n, but not \r, which ends a line for the reader
-        (quoting_writer if "\r" in video.video_id else writer).writerow(row)
+        (quoting_writer if "\r" in video.video_id + video.segment_id else writer).writerow(row)
     return text.getvalue()
 
 
-def read_split(path: Path, *, dataset: str, split: str, task: Task, classes: Sequence[str]) -> Split:
+def read_split(
+    path: Path,
+    *,
+    dataset: str,
+    split: str,
+    task: Task,
+    classes: Sequence[str],
+    noun_classes: Sequence[str] = (),
+) -> Split:
     """Read a file that `write_split` wrote.
 
     Raises:
         UsageError: the file cannot be read, or a line is not as this module describes; names file and line.
     """
     videos: list[Video] = []
-    first_line: dict[tuple[str, float | None, float | None], int] = {}
-    table = read_table(path, required=("video_id", "label"), optional=("start_seconds", "end_seconds"))
-    for line, row in table:
+    first_line: dict[tuple[str, float | None, float | None, str], int] = {}
+    for line, row in read_table(path, required=("video_id", "label"), optional=SEGMENT_COLUMNS):
         place = f"{path}, line {line}"
-        labels = tuple(
-            _parse_label(text, num_classes=len(classes), place=place)
-            for text in row["label"].split(LABEL_SEPARATOR)
-            if row["label"]
-        )
-        if task == "single_label" and len(labels) > 1:
+        texts = row["label"].split(LABEL_SEPARATOR) if row["label"] else []
+        if task == "single_label" and len(texts) > 1:
             raise UsageError(f"{place}: {dataset} has one label a video, got {row['label']!r}.")
+        if task == "verb_noun" and len(texts) not in (0, 2):
+            raise UsageError(f"{place}: {dataset} has a verb and a noun (verb|noun), got {row['label']!r}.")
+        sizes = _sizes(task, classes, noun_classes, num_labels=len(texts))
+        labels = tuple(
+            _parse_label(text, num_classes=size, place=place) for text, size in zip(texts, sizes, strict=True)
+        )
+        fault = _find_fault(labels, task=task)
+        if fault:
+            raise UsageError(f"{place}: {row['video_id']}: {fault}, got {row['label']!r}.")
         start, end = (parse_seconds(row.get(name, ""), place=place) for name in ("start_seconds", "end_seconds"))
         try:
-            video = Video(video_id=row["video_id"], labels=labels, start_seconds=start, end_seconds=end)
+            video = Video(
+                video_id=row["video_id"],
+                labels=labels,
+                start_seconds=start,
+                end_seconds=end,
+                segment_id=row.get("segment_id", ""),
+            )
         except ValueError as error:
             raise UsageError(f"{place}: {error}.") from error
-        key = (video.video_id, start, end)
-        if key in first_line:
-            raise UsageError(f"{place}: {video.video_id} is already listed on line {first_line[key]}; keep one.")
-        first_line[key] = line
+        if _key(video) in first_line:
+            raise UsageError(
+                f"{place}: {video.video_id} is already listed on line {first_line[_key(video)]}; keep one."
+            )
+        first_line[_key(video)] = line
         videos.append(video)
-    return Split(dataset=dataset, split=split, task=task, classes=tuple(classes), videos=tuple(videos))
+    return Split(
+        dataset=dataset,
+        split=split,
+        task=task,
+        classes=tuple(classes),
+        noun_classes=tuple(noun_classes),
+        videos=tuple(videos),
+    )
 
 
 def _parse_label(text: str, *, num_classes: int, place: str) -> int:
@@ -248,11 +315,11 @@ def read_packaged(name: str, file: str) -> str:
     return content.decode("utf-8")
 
 
-def read_classes(name: str) -> tuple[str, ...]:
-    """The class names of a data set, by index, from splits/NAME/classes.txt.
+def read_classes(name: str, file: str = "classes.txt") -> tuple[str, ...]:
+    """The class names of a data set, by index, from splits/NAME/classes.txt (or verbs.txt, nouns.txt).
 
     Raises:
         ChecksumMismatch: the list was changed.
         VidprepError: there is no such list, or it cannot be read.
     """
-    return tuple(read_packaged(name, "classes.txt").splitlines())
+    return tuple(read_packaged(name, file).splitlines())

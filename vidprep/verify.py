@@ -1,21 +1,48 @@
-"""Is everything there and whole? Of a folder of shards, byte by byte; of a data set's videos, frame by frame."""
+"""Is everything there and whole? Of a folder of shards, byte by byte; of a data set's videos, frame by frame.
 
+Damaged videos may be moved out of the way, and nothing is deleted:
+
+    ROOT/quarantine/...        the files, at the paths that they had below ROOT
+    ROOT/quarantine.csv        video_id,reason,from,to: the ledger of all moves
+"""
+
+import csv
 import hashlib
+import io
 import json
+import os
 import tarfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Literal
 
-from vidprep.engine import run
+from vidprep.engine import publish, run, writing
 from vidprep.errors import CorruptShard, CorruptVideo, MissingVideo, UsageError, VidprepError
-from vidprep.index import Fault, SampleRow, ShardFacts, list_splits, read_manifest, read_samples
-from vidprep.splits import Split
+from vidprep.extract import FrameFacts, match_annotations, read_delivered
+from vidprep.index import Fault, SampleRow, ShardFacts, list_splits, read_manifest, read_samples, sample_id
+from vidprep.splits import Split, split_to_csv
+from vidprep.types import FrameAnnotation, FrameFormat, Video
 
-__all__ = ["ShardsReport", "SplitReport", "VideosReport", "verify_shards", "verify_videos"]
+__all__ = [
+    "QUARANTINE",
+    "Moved",
+    "ShardsReport",
+    "SplitReport",
+    "VideosReport",
+    "quarantine",
+    "verify_shards",
+    "verify_videos",
+]
+
+Check = Literal["decode", "sample", "open"]
+
+QUARANTINE = "quarantine"
+"""Folder below a data root for damaged files; the ledger lies beside it."""
+NUM_SAMPLED = 8
+"""Frames that are decoded of each video when it is sampled: the first, the last and some between."""
 
 READ_BYTES = 1 << 20
 
@@ -82,24 +109,52 @@ class VideosReport:
     num_frames: int
     """Of the sound videos together."""
     faults: tuple[Fault, ...]
+    damaged: tuple[str, ...] = ()
+    """Videos among the faults whose file is there and is damaged; the others are missing or could not be read."""
+    num_segments: int = 0
+    """Annotated segments of the list, where it has some; its videos are then those that they lie in."""
+    num_sound_segments: int = 0
+    """Those that begin within a sound video."""
+    doubts: tuple[Fault, ...] = ()
+    """Annotated segments of sound videos that do not lie within them; each counts as a sample without frames."""
+    list_sha256: str = ""
+    """SHA-256 of the split's list as `vidprep split` writes it; of lists that come with vidprep, the recorded one."""
+    sound_list_sha256: str = ""
+    """The same of the list without the videos that are no sound ones: which videos exactly an experiment had."""
+
+    @property
+    def footnote(self) -> str:
+        """How much of which list is there, for a paper: "19,404 of 19,906 videos (97.5 %), list sha256 0f3a..."."""
+        there, listed, what = self.num_sound, self.num_listed, "videos"
+        if self.num_segments:
+            there, listed = self.num_sound_segments, self.num_segments
+            what = f"segments of {self.num_listed:,} videos"
+        return (
+            f"{self.dataset}/{self.split}: {there:,} of {listed:,} {what} ({100 * there / listed:.1f} %), "
+            f"list sha256 {self.list_sha256}"
+        )
 
     @property
     def coverage(self) -> str:
         """How much of the data set is there, in one sentence for a paper's appendix."""
         share = 100 * self.num_sound / self.num_listed
         sentence = f"{self.dataset}/{self.split}: {self.num_sound} of {self.num_listed} listed videos ({share:.1f} %)"
+        if self.num_segments:
+            sentence += f"; {self.num_sound_segments} of {self.num_segments} segments"
         if self.num_published is not None:
             sentence += f"; published: {self.num_published}"
         return sentence
 
     def to_json(self) -> str:
         """The report as JSON."""
-        return json.dumps({"coverage": self.coverage, **asdict(self)}, indent=1, ensure_ascii=False) + "\n"
+        texts = {"coverage": self.coverage, "footnote": self.footnote}
+        return json.dumps({**texts, **asdict(self)}, indent=1, ensure_ascii=False) + "\n"
 
     def to_text(self) -> str:
-        """The report in lines: one for each fault, the coverage last."""
+        """The report in lines: one for each fault and each doubt, the line for a paper, the coverage last."""
         lines = [f"{fault.video_id}: {fault.reason}" for fault in self.faults]
-        return "\n".join([*lines, self.coverage])
+        lines += [f"{doubt.video_id}: {doubt.reason}" for doubt in self.doubts]
+        return "\n".join([*lines, f"footnote: {self.footnote}", self.coverage])
 
 
 def _megabytes(num_bytes: int) -> str:
@@ -241,18 +296,26 @@ def verify_videos(
     split: Split,
     paths: Mapping[str, Path],
     *,
-    check: Literal["decode", "open"] = "decode",
+    check: Check = "decode",
+    delivered: FrameFormat | None = None,
+    annotations: Mapping[str, Path] | None = None,
+    read_boxes: Callable[[Path], Sequence[FrameAnnotation]] | None = None,
     num_published: int | None = None,
     workers: int = 1,
     progress: str | None = None,
 ) -> VideosReport:
-    """Look at every video of a split: it exists, opens and decodes.
+    """Look at every video of a split: it exists, opens and decodes, and its annotated segments lie within it.
+
+    Of folders of frames: the numbers have no holes and begin as they should, and the files are JPEG images of one size.
 
     Args:
         split: the videos; one with several segments counts once.
-        paths: video_id -> file; videos that are not in it are missing.
-        check: "decode" all of each video, or only "open" it and decode its first frame.
-        num_published: the publisher's count, for the report.
+        paths: video_id -> file, or folder of frames; videos that are not in it are missing.
+        check: "decode" all of each video, "sample" some frames of it, or only "open" it and decode its first frame.
+        delivered: how a data set that is delivered as folders of frames calls them; None: `paths` are video files.
+        annotations: video_id -> where the boxes of its frames lie, for detection; None: the split has none.
+        read_boxes: reads them: one for each frame, of its size.
+        num_published: the publisher's count of rows, for the report.
         workers: processes.
         progress: shown while it runs; None shows nothing.
 
@@ -262,18 +325,30 @@ def verify_videos(
     if not split.videos:
         raise UsageError(f"{split.dataset}/{split.split}: the split is empty, there is nothing to verify.")
     video_ids = list(dict.fromkeys(video.video_id for video in split.videos))
-    units = [(video_id, paths.get(video_id)) for video_id in video_ids]
+    boxes = {} if annotations is None else annotations
+    units = [_Media(video_id=name, path=paths.get(name), boxes=boxes.get(name)) for name in video_ids]
     reasons: dict[str, str] = {}
+    damaged: set[str] = set()
+    durations: dict[str, float] = {}
     num_frames = 0
-    work = partial(_count_frames, check_mode=check)
+    work = partial(
+        _measure, check_mode=check, delivered=delivered, read_boxes=None if annotations is None else read_boxes
+    )
     with closing(run(units, work, workers=workers, progress=progress)) as outcomes:
         for outcome in outcomes:
-            if outcome.error is None:
-                num_frames += outcome.result or 0
+            video_id = outcome.unit.video_id
+            if outcome.error is None and outcome.result is not None:
+                num_frames += outcome.result[0]
+                durations[video_id] = outcome.result[1]
             elif isinstance(outcome.error, VidprepError):
-                reasons[outcome.unit[0]] = str(outcome.error).rstrip(".")
+                reasons[video_id] = str(outcome.error).rstrip(".")
             else:
-                reasons[outcome.unit[0]] = f"{type(outcome.error).__name__}: {outcome.error}"
+                reasons[video_id] = f"{type(outcome.error).__name__}: {outcome.error}"
+            # Boxes that are wrong are no reason to move the frames away.
+            if isinstance(outcome.error, CorruptVideo) and not isinstance(outcome.error, _WrongBoxes):
+                damaged.add(video_id)
+    segments = [video for video in split.videos if video.start_seconds is not None or video.end_seconds is not None]
+    sound = replace(split, videos=tuple(video for video in split.videos if video.video_id in durations))
     return VideosReport(
         dataset=split.dataset,
         split=split.split,
@@ -282,21 +357,215 @@ def verify_videos(
         num_sound=len(video_ids) - len(reasons),
         num_frames=num_frames,
         faults=tuple(
-            Fault(video_id=video_id, reason=reasons[video_id], path=str(path or ""))
-            for video_id, path in units
-            if video_id in reasons
+            Fault(video_id=unit.video_id, reason=reasons[unit.video_id], path=str(unit.path or ""))
+            for unit in units
+            if unit.video_id in reasons
         ),
+        num_segments=len(segments),
+        num_sound_segments=sum(
+            not (video.start_seconds or 0.0) >= durations.get(video.video_id, 0.0) for video in segments
+        ),
+        damaged=tuple(video_id for video_id in video_ids if video_id in damaged),
+        doubts=tuple(
+            Fault(video_id=sample_id(video), reason=doubt, path=str(paths[video.video_id]))
+            for video in sound.videos
+            if (doubt := _doubt(video, durations[video.video_id]))
+        ),
+        list_sha256=_list_sha256(split),
+        sound_list_sha256=_list_sha256(sound),
     )
 
 
-def _count_frames(unit: tuple[str, Path | None], check_mode: Literal["decode", "open"]) -> int:
-    from vidprep.probe import check, probe
+@dataclass(frozen=True, kw_only=True)
+class _Media:
+    """What there is of one video."""
 
-    _, path = unit
+    video_id: str
+    path: Path | None
+    boxes: Path | None
+
+
+class _WrongBoxes(CorruptVideo):
+    """The frames of a video are sound, what is annotated on them is not."""
+
+
+def _list_sha256(split: Split) -> str:
+    return hashlib.sha256(split_to_csv(split).encode()).hexdigest()
+
+
+def _doubt(video: Video, duration_seconds: float) -> str:
+    """Why an annotated segment cannot be cut as it is; "" where it can, or where the duration is not known."""
+    start, end = video.start_seconds or 0.0, video.end_seconds
+    if start >= duration_seconds:
+        return f"the segment begins at {start:g} s, the video ends at {duration_seconds:.3f} s"
+    # A frame's time and the sound, which may last a little longer, are no reason to doubt.
+    if end is not None and end > duration_seconds + END_TOLERANCE_SECONDS:
+        return f"the segment ends at {end:g} s, the video at {duration_seconds:.3f} s"
+    return ""
+
+
+END_TOLERANCE_SECONDS = 1.0
+
+
+def _measure(
+    media: _Media,
+    *,
+    check_mode: Check,
+    delivered: FrameFormat | None,
+    read_boxes: Callable[[Path], Sequence[FrameAnnotation]] | None,
+) -> tuple[int, float]:
+    """Number of frames, and duration in seconds (NaN where it is not known)."""
+    path = media.path
     if path is None:
         raise MissingVideo("no file found for it")
     try:
-        return (check if check_mode == "decode" else probe)(path).num_frames
+        if delivered is None:
+            return _measure_video(path, check_mode)
+        facts = _measure_frames(path, check_mode, delivered)
     except CorruptVideo as error:
         # The report names the video; its path would say so twice.
-        raise CorruptVideo(str(error).removeprefix(f"{path}: ")) from error
+        raise CorruptVideo(str(error).removeprefix(f"{path}: ").removeprefix(f"{path}/")) from error
+    if read_boxes is not None:
+        if media.boxes is None:
+            raise _WrongBoxes("no annotations found for it")
+        try:
+            match_annotations(read_boxes(media.boxes), facts, delivered=delivered)
+        except CorruptVideo as error:
+            raise _WrongBoxes(str(error)) from error
+    return facts.num_frames, facts.source_duration_seconds
+
+
+def _measure_video(path: Path, check_mode: Check) -> tuple[int, float]:
+    from vidprep.decode.pyav import PyavReader
+    from vidprep.probe import check, probe
+
+    facts = (check if check_mode == "decode" else probe)(path)
+    if check_mode == "sample":
+        with PyavReader(path) as reader:
+            for _ in reader.iterate_frames(_spread(reader.num_frames)):
+                pass
+    return facts.num_frames, facts.duration_seconds
+
+
+def _measure_frames(folder: Path, check_mode: Check, delivered: FrameFormat) -> FrameFacts:
+    from vidprep.decode.jpeg import JpegReader
+
+    video = Video(video_id=folder.name)
+    is_decoded = check_mode == "decode"
+    frames = read_delivered(folder, video, FrameFormat(), delivered=delivered, is_decoded=is_decoded)
+    if is_decoded:
+        for _ in frames.images:
+            pass
+    else:
+        with JpegReader(folder, template=delivered.template) as reader:
+            reader.get_frames_at([0] if check_mode == "open" else _spread(reader.num_frames))
+    return frames.facts
+
+
+def _spread(num_frames: int) -> list[int]:
+    """The first frame, the last one, and some between."""
+    last = num_frames - 1
+    return sorted({round(last * part / (NUM_SAMPLED - 1)) for part in range(NUM_SAMPLED)})
+
+
+# Quarantine
+
+
+@dataclass(frozen=True, kw_only=True)
+class Moved:
+    """A damaged file (or folder of frames) that was put aside."""
+
+    video_id: str
+    reason: str
+    from_path: str
+    """Below the data root, with `/`."""
+    to_path: str
+    """Below the data root, with `/`."""
+
+
+LEDGER_HEADER = ["video_id", "reason", "from", "to"]
+
+
+def quarantine(report: VideosReport, data_root: Path) -> list[Moved]:
+    """Move the damaged files of a report to `data_root`/quarantine, each under the path that it had below the root.
+
+    Nothing is deleted or replaced: a second file of the same path gets a number. Each move stands in
+    `data_root`/quarantine.csv before it is done; when a run is killed in between, the next one takes the line back.
+
+    Args:
+        report: its `damaged` videos; those that are missing or could not be read stay where they are.
+        data_root: the folder that the videos lie in.
+
+    Returns:
+        What was moved, in the report's order.
+
+    Raises:
+        UsageError: `data_root` is no folder, or a file does not lie below it.
+        CannotWrite: no permission, no space, or the folder lies on another file system.
+    """
+    if not data_root.is_dir():
+        raise UsageError(f"{data_root}: is no folder; --quarantine needs the folder that the videos lie in.")
+    damaged = [fault for fault in report.faults if fault.video_id in set(report.damaged)]
+    paths = [Path(fault.path) for fault in damaged]
+    for fault, path in zip(damaged, paths, strict=True):
+        if not path.is_relative_to(data_root):
+            raise UsageError(f"{fault.video_id}: {path} does not lie below {data_root}; move it away yourself.")
+    ledger = data_root / f"{QUARANTINE}.csv"
+    _take_back_unfinished(ledger, data_root)
+    moves = []
+    for fault, path in zip(damaged, paths, strict=True):
+        if not path.exists():
+            continue  # the same file stands for another video, too, and was moved for that one
+        below = path.relative_to(data_root)
+        target = _free_path(data_root / QUARANTINE / below)
+        move = Moved(
+            video_id=fault.video_id,
+            reason=fault.reason,
+            from_path=below.as_posix(),
+            to_path=target.relative_to(data_root).as_posix(),
+        )
+        with writing(target):
+            _append(ledger, [move.video_id, move.reason, move.from_path, move.to_path])
+            target.parent.mkdir(parents=True, exist_ok=True)
+            path.rename(target)
+        moves.append(move)
+    return moves
+
+
+def _free_path(path: Path) -> Path:
+    """The path itself, or one with a number before its suffix when there is something already."""
+    candidate, number = path, 2
+    while candidate.exists():
+        candidate = path.with_name(f"{path.stem}.{number}{path.suffix}")
+        number += 1
+    return candidate
+
+
+def _append(ledger: Path, row: Sequence[str]) -> None:
+    text = io.StringIO()
+    rows = [row] if ledger.exists() else [LEDGER_HEADER, row]
+    csv.writer(text, lineterminator="\n").writerows(rows)
+    with ledger.open("ab") as stream:
+        stream.write(text.getvalue().encode())
+        stream.flush()
+        os.fsync(stream.fileno())
+
+
+def _take_back_unfinished(ledger: Path, data_root: Path) -> None:
+    """Remove the ledger's last line when a killed run wrote it, whole or in part, and did not come to move the file."""
+    if not ledger.exists():
+        return
+    text = ledger.read_text(encoding="utf-8")
+    whole = text if text.endswith("\n") else text[: text.rfind("\n") + 1]
+    rows = list(csv.reader(io.StringIO(whole, newline="")))
+    if rows[:1] not in ([LEDGER_HEADER], []):
+        raise UsageError(f"{ledger}: is no ledger of `vidprep verify --quarantine`; move it away.")
+    if len(rows) > 1:
+        *_, from_path, to_path = rows[-1]
+        if (data_root / from_path).exists() and not (data_root / to_path).exists():
+            rows.pop()
+    kept = io.StringIO()
+    csv.writer(kept, lineterminator="\n").writerows(rows or [LEDGER_HEADER])
+    if kept.getvalue() != text:
+        with publish(ledger) as stream:
+            stream.write(kept.getvalue().encode())

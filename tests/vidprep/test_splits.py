@@ -80,7 +80,10 @@ def test_other_hands_line_ends_and_column_orders_are_read(tmp_path: Path, text: 
 @pytest.mark.parametrize(
     ("text", "sentence"),
     [
-        ("", r"line 1: expected the header video_id,label\[,start_seconds\]\[,end_seconds\], got 'nothing'"),
+        (
+            "",
+            r"line 1: expected the header video_id,label\[,start_seconds\]\[,end_seconds\]\[,segment_id\], got",
+        ),
         ("video,label\na,0\n", "line 1: expected the header .* got 'video,label'"),
         ("video_id,label,label\na,0,0\n", "line 1: expected the header"),
         ("video_id,label\na,0\nb\n", r"line 3: expected 2 fields \(video_id,label\), got 1; is the file cut short\?"),
@@ -102,6 +105,49 @@ def test_malformed_line_is_refused_with_its_number(tmp_path: Path, text: str, se
     with pytest.raises(UsageError, match=sentence) as caught:
         read(path)
     assert str(caught.value).startswith(str(path))
+
+
+def make_verb_noun(*videos: Video) -> Split:
+    return Split(
+        dataset="mine", split="val", task="verb_noun", classes=("take",), noun_classes=("cup", "pan"), videos=videos
+    )
+
+
+def test_verb_and_noun_are_counted_each_in_its_own_list(tmp_path: Path) -> None:
+    split = make_verb_noun(
+        Video(video_id="P01_01", labels=(0, 1), start_seconds=0.0, end_seconds=1.0, segment_id="P01_01_0"),
+        Video(video_id="P01_01", labels=(0, 0), start_seconds=0.0, end_seconds=1.0, segment_id="P01_01_1"),
+        Video(video_id="P01_02", start_seconds=0.5, end_seconds=1.0, segment_id="P01_02_0"),
+    )
+    write_split(split, tmp_path / "val.csv")
+    assert (tmp_path / "val.csv").read_text().splitlines()[:2] == [
+        "video_id,label,start_seconds,end_seconds,segment_id",
+        "P01_01,0|1,0.0,1.0,P01_01_0",
+    ]
+    again = read_split(
+        tmp_path / "val.csv",
+        dataset="mine",
+        split="val",
+        task="verb_noun",
+        classes=("take",),
+        noun_classes=("cup", "pan"),
+    )
+    assert again == split
+
+
+def test_verb_without_a_noun_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"a has labels \(0,\), the task is verb_noun: a verb and a noun, or none"):
+        make_verb_noun(Video(video_id="a", labels=(0,)))
+    with pytest.raises(ValueError, match=r"a has labels \(1, 1\), of 1 classes, 2 nouns"):
+        make_verb_noun(Video(video_id="a", labels=(1, 1)))
+    path = write(tmp_path / "val.csv", "video_id,label\na,0\n")
+    with pytest.raises(UsageError, match=r"line 2: mine has a verb and a noun \(verb\|noun\), got '0'"):
+        read(path, task="verb_noun")
+
+
+def test_detection_has_no_labels_of_videos() -> None:
+    with pytest.raises(ValueError, match="the task is detection: its labels are those of its boxes"):
+        make_split(Video(video_id="a", labels=(0,)), task="detection")
 
 
 def test_second_label_is_refused_where_a_video_has_one(tmp_path: Path) -> None:

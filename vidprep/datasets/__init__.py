@@ -1,25 +1,73 @@
 """The data sets vidprep knows. A data set is one file here and one entry in `DATASETS`."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
-from vidprep.datasets import activitynet, files, folder, kinetics400, toy
+from vidprep.datasets import (
+    activitynet,
+    epic_kitchens,
+    fcvid,
+    files,
+    folder,
+    imagenet_vid,
+    jester,
+    kinetics400,
+    kinetics600,
+    kinetics700,
+    mini_kinetics,
+    mini_kinetics_xie2018,
+    something_v1,
+    something_v2,
+    toy,
+)
+from vidprep.datasets.info import describe
 from vidprep.errors import UnknownDataset, UnknownName, UsageError, suggest
 from vidprep.splits import Split, read_checksums, read_classes, read_split, split_path
 from vidprep.types import DatasetInfo
 
-__all__ = ["DATASETS", "build_split", "build_splits", "get", "list_path", "load_split", "locate"]
+__all__ = [
+    "DATASETS",
+    "build_split",
+    "build_splits",
+    "class_names",
+    "get",
+    "info_text",
+    "list_path",
+    "load_split",
+    "locate",
+]
 
 DATASETS: dict[str, DatasetInfo] = {
     "toy": toy.INFO,
     "folder": folder.INFO,
     "kinetics400": kinetics400.INFO,
+    "kinetics600": kinetics600.INFO,
+    "kinetics700": kinetics700.INFO,
+    "mini_kinetics": mini_kinetics.INFO,
+    "mini_kinetics_xie2018": mini_kinetics_xie2018.INFO,
+    "something_v2": something_v2.INFO,
+    "something_v1": something_v1.INFO,
+    "jester": jester.INFO,
     "activitynet": activitynet.INFO,
+    "fcvid": fcvid.INFO,
+    "epic_kitchens": epic_kitchens.INFO,
+    "imagenet_vid": imagenet_vid.INFO,
 }
 
 BUILDERS: dict[str, Callable[[Sequence[Path]], dict[str, Split]]] = {
     "kinetics400": kinetics400.build_splits,
+    "kinetics600": kinetics600.build_splits,
+    "kinetics700": kinetics700.build_splits,
+    "mini_kinetics": mini_kinetics.build_splits,
+    "mini_kinetics_xie2018": mini_kinetics_xie2018.build_splits,
+    "something_v2": something_v2.build_splits,
+    "something_v1": something_v1.build_splits,
+    "jester": jester.build_splits,
     "activitynet": activitynet.build_splits,
+    "fcvid": fcvid.build_splits,
+    "epic_kitchens": epic_kitchens.build_splits,
+    "imagenet_vid": imagenet_vid.build_splits,
 }
 """Data sets whose lists the user builds from the official annotation files."""
 
@@ -33,6 +81,27 @@ def get(name: str) -> DatasetInfo:
     if name not in DATASETS:
         raise UnknownDataset(f"no data set {name!r}; {suggest(name, DATASETS)}")
     return DATASETS[name]
+
+
+def info_text(name: str) -> str:
+    """One screen about a data set: what it is, counts, licence, how to get it, its traps, the commands.
+
+    Raises:
+        UnknownDataset: there is none of this name; the message lists the nearest.
+    """
+    return describe(get(name), is_built_from_annotations=name in BUILDERS)
+
+
+def class_names(info: DatasetInfo) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The classes of a data set by index, and its nouns (of verb_noun; else ()).
+
+    Raises:
+        ChecksumMismatch: a list was changed.
+        VidprepError: a list is missing.
+    """
+    if info.task == "verb_noun":
+        return read_classes(info.name, "verbs.txt"), read_classes(info.name, "nouns.txt")
+    return read_classes(info.name), ()
 
 
 def load_split(name: str, split: str, *, data_root: Path) -> Split:
@@ -52,8 +121,14 @@ def load_split(name: str, split: str, *, data_root: Path) -> Split:
             raise UsageError(f"{data_root}: is no folder; {name} needs the data root that holds its videos.")
         if split not in info.splits:
             raise UnknownName(f"{name} has no split {split!r}; {suggest(split, info.splits)}")
+        classes, noun_classes = class_names(info)
         loaded = read_split(
-            _find_list(info, split, data_root), dataset=name, split=split, task=info.task, classes=read_classes(name)
+            _find_list(info, split, data_root),
+            dataset=name,
+            split=split,
+            task=info.task,
+            classes=classes,
+            noun_classes=noun_classes,
         )
     if not loaded.videos:
         raise UsageError(f"{name}/{split} at {data_root} holds no videos. {info.instructions}")
@@ -89,7 +164,16 @@ def build_splits(name: str, annotations: Sequence[Path]) -> dict[str, Split]:
         raise UsageError(f"{name} is not built from annotation files (those that are: {', '.join(BUILDERS)}).")
     if not annotations:
         raise UsageError(f"{name}: give at least one annotation file. {info.instructions}")
-    return BUILDERS[name](annotations)
+    return {split: _count(built, info.splits.get(split)) for split, built in BUILDERS[name](annotations).items()}
+
+
+def _count(built: Split, num_published: int | None) -> Split:
+    """The split with a note where its count is not the published one: reported, never asserted."""
+    if num_published in (None, len(built.videos)):
+        return built
+    what = "segments" if built.task == "verb_noun" else "videos"
+    note = f"{built.dataset}/{built.split}: {len(built.videos):,} {what}; {num_published:,} were published."
+    return replace(built, notes=(*built.notes, note))
 
 
 def build_split(name: str, split: str, annotations: Sequence[Path]) -> Split:
@@ -113,7 +197,9 @@ def build_split(name: str, split: str, annotations: Sequence[Path]) -> Split:
 
 
 def locate(info: DatasetInfo, split: Split, data_root: Path) -> dict[str, Path]:
-    """The file of each video of a split, by one walk below `data_root`; videos without a file are absent.
+    """The file (or folder of frames) of each video of a split, by one walk below `data_root`.
+
+    Videos without a file are absent.
 
     Raises:
         UsageError: no such data root.
@@ -122,4 +208,5 @@ def locate(info: DatasetInfo, split: Split, data_root: Path) -> dict[str, Path]:
     if info.name == folder.INFO.name:
         return folder.find_videos(split, data_root)
     ids = (video.video_id for video in split.videos)
-    return files.find_videos(data_root, ids, patterns=info.video_paths, split=split.split)
+    find = files.find_frame_folders if info.media == "frames" else files.find_videos
+    return find(data_root, ids, patterns=info.video_paths, split=split.split)

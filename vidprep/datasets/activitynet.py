@@ -1,25 +1,62 @@
 """ActivityNet v1.3: 200 activities in untrimmed YouTube videos, several labels a video."""
 
-import json
-import re
 from collections.abc import Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Literal
 
+from vidprep.datasets.annotations import (
+    YOUTUBE_ID,
+    Rows,
+    line_numbers,
+    line_of,
+    read_json,
+    read_list,
+    read_text,
+    split_of_list,
+)
 from vidprep.errors import UsageError, suggest
 from vidprep.splits import Split, read_classes
-from vidprep.types import DatasetInfo, FrameFormat, Video
+from vidprep.types import DatasetInfo, FrameFormat, RemoteFile, Video
 
 __all__ = ["INFO", "build_splits"]
+
+ARCHIVE_MD5 = {
+    "v1-2_train.tar.gz": "8510ed0d8ae399b1bda399fd117e7406",
+    "v1-2_val.tar.gz": "34f0d2b867f188883259b607e68c830f",
+    "v1-2_test.tar.gz": "b06ca628443da1c1389c69b2feac6ca2",
+    "v1-3_train_val.tar.gz": "eb0829a2eae2e3f254a0fcb64c6583c4",
+    "v1-3_test.tar.gz": "ec218c66991d776ad0ff826c0b43836d",
+}
+"""From the readme beside the archives of the drive copy, which has none for the zips of missing files."""
 
 INFO = DatasetInfo(
     name="activitynet",
     title="ActivityNet v1.3",
+    description="Untrimmed YouTube videos, 1.6 s to 975 s, with the segments in which one of 200 activities is seen.",
     task="multi_label",
     num_classes=200,
     splits={"train": 10_024, "val": 4_926, "test": 5_044},
     video_paths=("**/v_{video_id}.*",),  # the archives' folders are not the splits: v1-3/train_val, missing_files
     frames=FrameFormat(fps=1.0, rate_mode="output", short_side=350, jpeg_quality=95, template="image_{:05d}.jpg"),
+    access="youtube",
+    files=(
+        RemoteFile(
+            url=("http://ec2-52-25-205-214.us-west-2.compute.amazonaws.com/files/activity_net.v1-3.min.json"),
+            filename="annotations/activity_net.v1-3.min.json",
+        ),
+    ),
+    archive_md5=MappingProxyType(ARCHIVE_MD5),
+    archives=(*ARCHIVE_MD5, "missing_files*.zip"),
+    traps=(
+        "The v1-3 archives hold only what v1.3 added to v1.2: the whole set is the union of all eight.",
+        "The archives' folders are not the splits, and suffixes are mixed (mp4, mkv, webm): the json says the split.",
+        "About 9 % of the videos are gone from YouTube; lists hold 9,649 to 9,897 train and 4,728 to 4,862 val videos.",
+        "Its classes have two numberings: alphabetical (TAPS, AR-Net; taken here) and OpenMMLab's, in no order.",
+        "Misspelt names are official: Polishing forniture, Mooping floor, Hitting a pinata.",
+        "Some videos have two classes; a few segments end after their video or are empty.",
+        "Known short files: v_0dkIbKXXFzI, v_vdYFwqfqgJA, v_90vop6PS2Y0, v_MvZFYjs80Y4.",
+    ),
     instructions=(
         "Ask for the videos at http://activity-net.org/download.html and unpack all eight archives (the v1-3 ones hold "
         "only what v1.3 added) below ROOT; fetch activity_net.v1-3.min.json from there and run "
@@ -31,7 +68,6 @@ INFO = DatasetInfo(
 )
 
 SUBSETS = {"training": "train", "validation": "val", "testing": "test"}
-YOUTUBE_ID = re.compile(r"[A-Za-z0-9_-]{11}")
 
 
 def build_splits(annotations: Sequence[Path], *, unit: Literal["video", "segment"] = "video") -> dict[str, Split]:
@@ -45,60 +81,45 @@ def build_splits(annotations: Sequence[Path], *, unit: Literal["video", "segment
     Raises:
         UsageError: a file is not of this form, not of version 1.3, or two files give one video.
     """
-    classes = read_classes(INFO.name)
-    class_index = {name: index for index, name in enumerate(classes)}
-    videos: dict[str, list[Video]] = {}
-    notes: dict[str, list[str]] = {}
+    rows = Rows(INFO, read_classes(INFO.name))
+    class_index = {name: index for index, name in enumerate(rows.classes)}
     first_file: dict[str, Path] = {}
     for path in annotations:
-        text = _read_text(path)
-        for video_id, entry in _read_database(text, path).items():
-            place = f"{path}, line {_line_of(video_id, text)}, {video_id}"
+        if read_text(path, expected="JSON").startswith("v_"):
+            _read_list(path, rows, first_file)
+            continue
+        content, text = read_json(path, name="activity_net.v1-3.min.json")
+        lines = line_numbers(text, r'"([A-Za-z0-9_-]{11})"\s*:')
+        for video_id, entry in _read_database(content, text, path).items():
+            place = f"{path}, line {lines.get(video_id) or line_of(video_id, text)}, {video_id}"
             if video_id in first_file:
                 raise UsageError(f"{place}: already given by {first_file[video_id]}; give only one of the two files.")
             first_file[video_id] = path
             split = _check_entry(video_id, entry, place=place)
             labels, segments, faults = _read_segments(entry, class_index, place=place)
-            notes.setdefault(split, []).extend(f"{video_id}: {fault}" for fault in faults)
+            for fault in faults:
+                rows.note(split, f"{video_id}: {fault}")
             if unit == "video" or not entry["annotations"]:
                 segments = {(None, None): labels}
-            videos.setdefault(split, []).extend(
-                Video(video_id=video_id, labels=tuple(of_segment), start_seconds=start, end_seconds=end)
-                for (start, end), of_segment in segments.items()
-            )
-    return {
-        split: Split(
-            dataset=INFO.name,
-            split=split,
-            task=INFO.task,
-            classes=classes,
-            videos=tuple(rows),
-            notes=tuple(notes.get(split, ())),
-        )
-        for split, rows in videos.items()
-        if rows
-    }
+            for (start, end), of_segment in segments.items():
+                video = Video(video_id=video_id, labels=tuple(of_segment), start_seconds=start, end_seconds=end)
+                rows.add(split, video, place=place)
+    return rows.to_splits()
 
 
-def _read_text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8-sig")
-    except OSError as error:
-        raise UsageError(f"{path}: cannot be read ({error.strerror}).") from error
-    except UnicodeDecodeError as error:
-        raise UsageError(f"{path}: not a text file in UTF-8 (byte {error.start}); expected JSON, unpacked.") from error
+def _read_list(path: Path, rows: Rows, first_file: dict[str, Path]) -> None:
+    """A list of TAPS, AR-Net or AdaFocus: `v_sJFgo9H6zNo,141,57`, up to three classes, numbered alphabetically."""
+    split = split_of_list(path)
+    for row in read_list(path, num_classes=len(rows.classes)):
+        if not (row.name.startswith("v_") and YOUTUBE_ID.fullmatch(row.name[2:])):
+            raise UsageError(f"{row.place}: expected v_ and an 11-character YouTube id, got {row.name!r}.")
+        video_id = row.name[2:]
+        if first_file.setdefault(video_id, path) != path:
+            raise UsageError(f"{row.place}: already given by {first_file[video_id]}; give only one of the two files.")
+        rows.add(split, Video(video_id=video_id, labels=row.labels), place=row.place, label=str(row.labels))
 
 
-def _read_database(text: str, path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(text, object_pairs_hook=_without_doubles, parse_constant=_refuse_constant)
-    except json.JSONDecodeError as error:
-        raise UsageError(
-            f"{path}, line {error.lineno}, column {error.colno}: not readable as JSON ({error.msg}); "
-            "is the file cut short, or not activity_net.v1-3.min.json?"
-        ) from error
-    except (ValueError, RecursionError) as error:
-        raise UsageError(f"{path}: not readable as JSON ({error}).") from error
+def _read_database(content: Any, text: str, path: Path) -> dict[str, Any]:
     if not isinstance(content, dict) or not isinstance(content.get("database"), dict):
         keys = ", ".join(list(content)[:3]) if isinstance(content, dict) else type(content).__name__
         raise UsageError(
@@ -108,29 +129,10 @@ def _read_database(text: str, path: Path) -> dict[str, Any]:
     version = content.get("version")
     if not isinstance(version, str) or "1.3" not in version:
         raise UsageError(
-            f"{path}, line {_line_of('version', text)}: expected version 1.3 of ActivityNet, got {version!r}."
+            f"{path}, line {line_of('version', text)}: expected version 1.3 of ActivityNet, got {version!r}."
         )
     database: dict[str, Any] = content["database"]
     return database
-
-
-def _without_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """An object's members; plain `json` would keep the last of two equal keys in silence."""
-    members = dict(pairs)
-    if len(members) < len(pairs):
-        keys = [key for key, _ in pairs]
-        double = next(key for key in keys if keys.count(key) > 1)
-        raise ValueError(f"{double!r} is given twice in one object")
-    return members
-
-
-def _refuse_constant(name: str) -> None:
-    raise ValueError(f"{name} is no number of JSON")
-
-
-def _line_of(key: str, text: str) -> int:
-    """Line of the first appearance of `"key"`; the official file is one line, copies are often indented."""
-    return text.count("\n", 0, max(text.find(f'"{key}"'), 0)) + 1
 
 
 def _check_entry(video_id: str, entry: Any, *, place: str) -> str:

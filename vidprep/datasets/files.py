@@ -1,4 +1,4 @@
-"""Finding video files below a data root: one walk over the folders, then a look-up by name."""
+"""Finding videos (files, or folders of frames) below a data root: one walk over the folders, a look-up by name."""
 
 import logging
 import os
@@ -10,14 +10,15 @@ from pathlib import Path
 
 from vidprep.errors import UsageError, VidprepError
 
-__all__ = ["VIDEO_SUFFIXES", "find_videos", "is_video_name", "walk_videos"]
+__all__ = ["VIDEO_SUFFIXES", "find_frame_folders", "find_videos", "is_video_name", "walk_videos"]
 
 VIDEO_SUFFIXES = frozenset(
     {".3gp", ".avi", ".flv", ".m2ts", ".m4v", ".mkv", ".mov", ".mp4", ".mpeg", ".mpg", ".mts", ".ogv", ".webm", ".wmv"}
 )
 """Compared in lower case."""
-NOT_VIDEOS = frozenset({"frames", "splits"})
-"""Folders directly below a data root that are never searched: extracted frames alone can be millions of files."""
+NOT_VIDEOS = frozenset({"frames", "splits", "quarantine"})
+"""Folders directly below a data root that are never searched: extracted frames (alone they can be millions of files),
+lists, and what `vidprep verify --quarantine` put aside."""
 
 logger = logging.getLogger(__name__)
 
@@ -68,7 +69,7 @@ class _Place:
     def parse(cls, pattern: str, *, split: str) -> "_Place":
         *folders, name = pattern.split("/")
         stem, dot, suffix = name.rpartition(".")
-        if "{video_id}" not in stem or not dot:
+        if "{video_id" not in stem or not dot:
             raise ValueError(f"a video pattern ends like /{{video_id}}.* or /{{video_id}}.mp4, got {pattern!r}")
         parts = (
             r"(?:[^/]+/)*" if part == "**" else re.escape(part.format(split=split)).replace(r"\*", "[^/]*") + "/"
@@ -76,11 +77,14 @@ class _Place:
         )
         return cls(folder=re.compile("".join(parts)), stem=stem, suffix=suffix)
 
-    def holds(self, path: str) -> bool:
-        """Whether a file with the right stem lies where this pattern says."""
-        folder, _, name = path.rpartition("/")
-        return (self.suffix == "*" or name.endswith(f".{self.suffix}")) and (
-            self.folder.fullmatch(f"{folder}/" if folder else "") is not None
+    def holds(self, path: str, *, video_id: str, split: str) -> bool:
+        """Whether the file of a video lies where this pattern says; ids may hold folders ("archery/a")."""
+        without_suffix, _, suffix = path.rpartition(".")
+        stem = self.stem.format(video_id=video_id, split=split)
+        return (
+            without_suffix.endswith(stem)
+            and self.suffix in ("*", suffix)
+            and self.folder.fullmatch(without_suffix[: len(without_suffix) - len(stem)]) is not None
         )
 
 
@@ -92,7 +96,8 @@ def find_videos(root: Path, video_ids: Iterable[str], *, patterns: Sequence[str]
     Args:
         root: the data root.
         video_ids: names to look for; a repeated one counts once.
-        patterns: below `root`, with {split} and {video_id}; `**` is any depth, `.*` any suffix of `VIDEO_SUFFIXES`.
+        patterns: below `root`, with {split} and {video_id}, {video_id:.11} its first 11 letters;
+            `**` is any depth, `.*` any suffix of `VIDEO_SUFFIXES`.
         split: fills {split}.
 
     Raises:
@@ -103,7 +108,8 @@ def find_videos(root: Path, video_ids: Iterable[str], *, patterns: Sequence[str]
         raise UsageError(f"{root}: no such folder; give the data root that holds the videos.")
     places = [_Place.parse(pattern, split=split) for pattern in patterns]
     ids = list(dict.fromkeys(video_ids))
-    wanted = {place.stem.format(video_id=video_id, split=split) for place in places for video_id in ids}
+    stems = {place.stem for place in places}
+    wanted = {stem.format(video_id=_last_part(video_id), split=split) for stem in stems for video_id in ids}
     by_stem: dict[str, list[str]] = defaultdict(list)
     for path in walk_videos(root):
         stem = path.rpartition("/")[2].rpartition(".")[0]
@@ -113,8 +119,10 @@ def find_videos(root: Path, video_ids: Iterable[str], *, patterns: Sequence[str]
     doubles: list[tuple[str, Path, Path]] = []
     for video_id in ids:
         for place in places:
-            candidates = by_stem.get(place.stem.format(video_id=video_id, split=split), [])
-            files = _distinct(root / path for path in sorted(candidates) if place.holds(path))
+            candidates = by_stem.get(place.stem.format(video_id=_last_part(video_id), split=split), [])
+            files = _distinct(
+                root / path for path in sorted(candidates) if place.holds(path, video_id=video_id, split=split)
+            )
             if files:
                 found[video_id] = files[0]
                 if len(files) > 1:
@@ -122,6 +130,66 @@ def find_videos(root: Path, video_ids: Iterable[str], *, patterns: Sequence[str]
                 break
     _refuse_doubles(doubles)
     return found
+
+
+def _last_part(video_id: str) -> str:
+    return video_id.rpartition("/")[2]
+
+
+def find_frame_folders(root: Path, video_ids: Iterable[str], *, patterns: Sequence[str], split: str) -> dict[str, Path]:
+    """The folder of images of each video, by the patterns of its data set; videos without a folder are absent.
+
+    As `find_videos`, for patterns such as "**/Data/VID/{split}/*/{video_id}" that name folders. Folders of videos are
+    not searched for more, so a walk is as long as there are videos, not images.
+
+    Raises:
+        UsageError: `root` is no folder.
+        VidprepError: one pattern holds for two folders of one video.
+    """
+    if not root.is_dir():
+        raise UsageError(f"{root}: no such folder; give the data root that holds the frames.")
+    # a folder is taken for a file whose suffix is "": the pattern ends with the id itself
+    places = [_Place.parse(f"{pattern}.", split=split) for pattern in patterns]
+    ids = dict.fromkeys(video_ids)
+    folders: dict[str, dict[int, list[str]]] = defaultdict(lambda: defaultdict(list))
+    pending = [""]
+    while pending:
+        below = pending.pop()
+        for name in _list_folders(root, below):
+            path = f"{below}{name}"
+            held = [
+                number
+                for number, place in enumerate(places)
+                if name in ids and place.holds(f"{path}.", video_id=name, split=split)
+            ]
+            for number in held:
+                folders[name][number].append(path)
+            if not held:
+                pending.append(f"{path}/")
+    found: dict[str, Path] = {}
+    doubles: list[tuple[str, Path, Path]] = []
+    for video_id in ids:
+        if video_id not in folders:
+            continue
+        candidates = _distinct(root / path for path in sorted(folders[video_id][min(folders[video_id])]))
+        found[video_id] = candidates[0]
+        if len(candidates) > 1:
+            doubles.append((video_id, candidates[0], candidates[1]))
+    _refuse_doubles(doubles)
+    return found
+
+
+def _list_folders(root: Path, below: str) -> list[str]:
+    try:
+        with os.scandir(os.path.join(root, below)) as entries:  # noqa: PTH118 - 150,000 folders: plain strings
+            return [
+                entry.name
+                for entry in entries
+                if not entry.name.startswith(".") and (below or entry.name not in NOT_VIDEOS) and entry.is_dir()
+            ]
+    except PermissionError:
+        logger.warning("%s: no permission to read this folder; videos in it count as missing.", root / below)
+        return []
 
 
 def _distinct(paths: Iterable[Path]) -> list[Path]:
@@ -135,4 +203,5 @@ def _distinct(paths: Iterable[Path]) -> list[Path]:
 def _refuse_doubles(doubles: Collection[tuple[str, Path, Path]]) -> None:
     for video_id, first, second in doubles:
         others = f" (and so for {len(doubles) - 1} other videos)" if len(doubles) > 1 else ""
-        raise VidprepError(f"{video_id}: two files, {first} and {second}{others}; keep one of them.")
+        what = "folders" if first.is_dir() else "files"
+        raise VidprepError(f"{video_id}: two {what}, {first} and {second}{others}; keep one of them.")

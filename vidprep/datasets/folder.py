@@ -23,6 +23,8 @@ __all__ = ["INFO", "find_videos", "list_splits", "load_split"]
 INFO = DatasetInfo(
     name="folder",
     title="Your own videos",
+    description="Videos of your own, described by where they lie or by a CSV file.",
+    access="own",
     task="single_label",
     num_classes=None,
     splits={"all": None, "train": None, "val": None, "test": None},
@@ -151,10 +153,11 @@ def _list_folder(folder: Path) -> tuple[list[str], list[str], list[str]]:
     videos: list[str] = []
     folders: list[str] = []
     others: list[str] = []
+    has_ledger = (folder / "quarantine.csv").is_file()  # of damaged videos that `vidprep verify` put aside
     try:
         with os.scandir(folder) as entries:
             for entry in entries:
-                if entry.name.startswith("."):
+                if entry.name.startswith(".") or (entry.name == "quarantine" and has_ledger):
                     others.append(entry.name)
                 elif entry.is_dir():
                     folders.append(_as_text(entry.name, folder))

@@ -89,7 +89,7 @@ class JpegReader:
             if size != (self._height, self._width):
                 raise CorruptVideo(
                     f"{self._label(index)}: is {size[1]}x{size[0]} pixels, "
-                    f"the first frame {self._width}x{self._height}; extract the frames again."
+                    f"the first frame {self._width}x{self._height}; fetch or extract the frames again."
                 )
             try:
                 simplejpeg.decode_jpeg(encoded, colorspace="RGB", buffer=data[place])
@@ -154,6 +154,6 @@ def find_frames(folder: Path, *, template: str) -> list[Path]:
         more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
         raise CorruptVideo(
             f"{folder}: {template.format(missing[0])}{more} is missing between {template.format(min(found))} and "
-            f"{template.format(max(found))}; extract the frames again."
+            f"{template.format(max(found))}; fetch or extract the frames again."
         )
     return [found[number] for number in sorted(found)]

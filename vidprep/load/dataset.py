@@ -8,7 +8,7 @@ What is random in sample i of an epoch follows from (seed, epoch, i) alone, so n
 workers nor the order of reading changes a clip.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -24,10 +24,11 @@ from vidprep import datasets
 from vidprep.decode import Backend, open_video
 from vidprep.decode.types import VideoReader
 from vidprep.errors import CorruptVideo, MissingVideo, UsageError
-from vidprep.load.transforms import EvalTransform, TrainTransform
-from vidprep.load.types import Sample
+from vidprep.index import sample_id
+from vidprep.load.transforms import BoxMap, EvalTransform, TrainTransform
+from vidprep.load.types import FrameTargets, Sample
 from vidprep.sampling import frames_between, sample_clips, sample_dense, sample_segments
-from vidprep.types import Task, Video
+from vidprep.types import Box, FrameFormat, Task, Video
 
 __all__ = ["ClipDataset", "ClipOptions", "ClipSettings", "SampleMaker", "check_labels", "open_videos"]
 
@@ -152,7 +153,7 @@ class SampleMaker:
     task: Task
     num_classes: int
     flip_pairs: Mapping[int, int]
-    """Class -> class that a horizontal flip turns it into."""
+    """Class -> class that a horizontal flip turns it into; of verb_noun: the verbs."""
 
     def __call__(
         self,
@@ -161,6 +162,7 @@ class SampleMaker:
         *,
         rng: np.random.Generator | None,
         pts_seconds: NDArray[np.float64] | None = None,
+        boxes: Callable[[int], Sequence[Box]] | None = None,
     ) -> Sample:
         """The clips of one video, or of its annotated segment; random ones with `rng`.
 
@@ -171,6 +173,7 @@ class SampleMaker:
             video: its labels and its segment.
             rng: source of random choices; None for evaluation.
             pts_seconds: (num_frames,) times of the frames where the reader knows none; None: the reader's.
+            boxes: for detection, the objects in a frame of the reader, by its index; None where none are known.
 
         Raises:
             CorruptVideo: a frame that was asked for does not decode, or the annotated segment holds no frame.
@@ -181,31 +184,70 @@ class SampleMaker:
         frames, labels = reader.get_frames_at(index.reshape(-1)).to_torch(), video.labels
         shown = torch.from_numpy(times[index])
         if rng is None:
-            crops = self.settings.eval_transform()(frames)  # (crops, clips * t, c, h, w)
+            transform = self.settings.eval_transform()
+            crops = transform(frames)  # (crops, clips * t, c, h, w)
             views = crops.reshape(-1, index.shape[1], *crops.shape[2:])
             shown = shown.repeat(len(crops), 1)
+            box_maps = transform.box_maps(reader.height, reader.width)
         else:
-            clip, labels = self.settings.train_transform(self.flip_pairs)(frames, labels, rng)
-            views = clip[None]
-        return Sample(video_id=video.video_id, frames=views, labels=self._encode(labels), pts_seconds=shown)
+            # What a flip changes is the verb; a noun may have the same number.
+            flipped, kept = (labels[:1], labels[1:]) if self.task == "verb_noun" else (labels, ())
+            clip, flipped, box_map = self.settings.train_transform(self.flip_pairs).with_map(frames, flipped, rng)
+            views, labels, box_maps = clip[None], flipped + kept, [box_map]
+        targets = None
+        if boxes is not None:
+            targets = [
+                [_targets(boxes(int(at)), box_map) for at in clip_index] for box_map in box_maps for clip_index in index
+            ]
+            labels = tuple(sorted({int(label) for view in targets for frame in view for label in frame.labels}))
+        return Sample(
+            video_id=sample_id(video),
+            frames=views,
+            labels=self._encode(labels),
+            pts_seconds=shown,
+            targets=targets,
+        )
 
     def _encode(self, labels: tuple[int, ...]) -> Tensor:
         if self.task == "single_label":
             return torch.tensor(labels[0], dtype=torch.int64)
+        if self.task == "verb_noun":
+            return torch.tensor(labels, dtype=torch.int64)
         hot = torch.zeros(self.num_classes, dtype=torch.float32)
         hot[list(labels)] = 1
         return hot
 
 
-def check_labels(videos: Sequence[Video], *, task: Task, num_classes: int, where: str) -> None:
-    """Every video has the labels that its task needs.
+def _targets(boxes: Sequence[Box], box_map: BoxMap) -> FrameTargets:
+    """The objects of a frame that are to be seen in the window of a transform, as they lie there."""
+    corners = torch.tensor([box.xyxy for box in boxes], dtype=torch.float64).reshape(-1, 4)
+    moved, is_seen = box_map(corners)
+    return FrameTargets(
+        boxes=moved[is_seen],
+        labels=torch.tensor([box.label for box in boxes], dtype=torch.int64)[is_seen],
+        track_ids=torch.tensor([box.track_id for box in boxes], dtype=torch.int64)[is_seen],
+        is_occluded=torch.tensor([box.is_occluded for box in boxes], dtype=torch.bool)[is_seen],
+        is_generated=torch.tensor([box.is_generated for box in boxes], dtype=torch.bool)[is_seen],
+    )
+
+
+def check_labels(
+    videos: Sequence[Video], *, task: Task, num_classes: int, where: str, num_noun_classes: int = 0
+) -> None:
+    """Every video has the labels that its task needs; of detection nothing is asked, its labels are those of its boxes.
 
     Raises:
-        UsageError: videos without labels or with several in a single-label task, labels outside the classes,
-            or a task that has no clip labels; names the first such video.
+        UsageError: videos without labels or with several in a single-label task, or labels outside the classes;
+            names the first such video.
     """
-    if task not in ("single_label", "multi_label"):
-        raise UsageError(f"{where}: clips are labelled for single_label and multi_label tasks, this one is {task}.")
+    if task == "detection":
+        labelled = [video for video in videos if video.labels]
+        if labelled:
+            raise UsageError(
+                f"{where}: {labelled[0].video_id} has the labels {labelled[0].labels}, but the task is detection, "
+                "whose labels are those of its boxes."
+            )
+        return
     unlabelled = [video.video_id for video in videos if not video.labels]
     if unlabelled:
         raise UsageError(
@@ -215,10 +257,14 @@ def check_labels(videos: Sequence[Video], *, task: Task, num_classes: int, where
     for video in videos:
         if task == "single_label" and len(video.labels) > 1:
             raise UsageError(f"{where}: {video.video_id} has the labels {video.labels}, but the task is single_label.")
-        if max(video.labels) >= num_classes:
+        if task == "verb_noun" and len(video.labels) != 2:
             raise UsageError(
-                f"{where}: {video.video_id} has label {max(video.labels)}, but the {num_classes} classes count from 0."
+                f"{where}: {sample_id(video)} has the labels {video.labels}, but the task needs (verb, noun)."
             )
+        sizes = (num_classes, num_noun_classes) if task == "verb_noun" else (num_classes,) * len(video.labels)
+        for label, size in zip(video.labels, sizes, strict=True):
+            if label >= size:
+                raise UsageError(f"{where}: {sample_id(video)} has label {label}, but the {size} classes count from 0.")
 
 
 class ClipDataset(Dataset[Sample]):
@@ -231,19 +277,23 @@ class ClipDataset(Dataset[Sample]):
         *,
         task: Task,
         num_classes: int,
+        num_noun_classes: int = 0,
         flip_pairs: Mapping[int, int] = MappingProxyType({}),
         backend: Backend = "pyav",
+        delivered: FrameFormat | None = None,
         **options: Unpack[ClipOptions],
     ) -> None:
         """Take the videos of a split.
 
         Args:
             videos: rows of a split: ids, labels, annotated segments.
-            paths: the file of each video, in the same order.
-            task: whether a video has one label or several.
-            num_classes: k.
+            paths: the file (or folder of frames) of each video, in the same order.
+            task: whether a video has one label, several, or a verb and a noun.
+            num_classes: k; of verb_noun the verbs.
+            num_noun_classes: of verb_noun only.
             flip_pairs: class -> class that a horizontal flip turns it into.
-            backend: decoder.
+            backend: decoder of video files.
+            delivered: for folders of frames, how their files are called; None: `paths` are video files.
             **options: the fields of `ClipSettings`.
 
         Raises:
@@ -255,7 +305,14 @@ class ClipDataset(Dataset[Sample]):
             raise ValueError(f"{len(videos)} videos need as many paths, got {len(paths)}")
         if not videos:
             raise UsageError("a data set of clips needs at least one video, got none; check the split.")
-        check_labels(videos, task=task, num_classes=num_classes, where="these videos")
+        if task == "detection":
+            raise UsageError(
+                "the boxes of a detection task come with its shards; write them with `vidprep shard` and open them "
+                "with ShardDataset."
+            )
+        check_labels(
+            videos, task=task, num_classes=num_classes, num_noun_classes=num_noun_classes, where="these videos"
+        )
         missing = [path for path in paths if not Path(path).exists()]
         if missing:
             raise MissingVideo(
@@ -265,7 +322,8 @@ class ClipDataset(Dataset[Sample]):
         self.videos = list(videos)
         self.paths = [str(path) for path in paths]
         self.make = SampleMaker(settings=settings, task=task, num_classes=num_classes, flip_pairs=dict(flip_pairs))
-        self.backend: Backend = backend
+        self.backend: Backend = backend if delivered is None else "jpeg"
+        self.delivered = delivered
         self.epoch = 0
 
     def set_epoch(self, epoch: int) -> None:
@@ -278,10 +336,15 @@ class ClipDataset(Dataset[Sample]):
     def __getitem__(self, index: int) -> Sample:
         video, path = self.videos[index], self.paths[index]
         try:
-            with open_video(path, backend=self.backend) as reader:
+            with self._open(path) as reader:
                 return self.make(reader, video, rng=self.make.settings.rng(self.epoch, index))
         except CorruptVideo as error:
-            raise CorruptVideo(f"{video.video_id} ({path}) gives no clip: {error}") from error
+            raise CorruptVideo(f"{sample_id(video)} ({path}) gives no clip: {error}") from error
+
+    def _open(self, path: str) -> VideoReader:
+        if self.delivered is None:
+            return open_video(path, backend=self.backend)
+        return open_video(path, backend="jpeg", template=self.delivered.template, fps=self.delivered.fps)
 
 
 def open_videos(
@@ -312,8 +375,10 @@ def open_videos(
         [found[video.video_id] for video in listed.videos],
         task=listed.task,
         num_classes=len(listed.classes),
+        num_noun_classes=len(listed.noun_classes),
         flip_pairs=info.flip_pairs,
         backend=backend,
+        delivered=info.frames if info.media == "frames" else None,
         **options,
     )
 

@@ -10,6 +10,7 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Protocol
 
 import numpy as np
@@ -186,12 +187,7 @@ class Loader:
         batch = Batch.stack(samples)
         if not self.pin_memory:
             return batch
-        return Batch(
-            video_id=batch.video_id,
-            frames=batch.frames.pin_memory(),
-            labels=batch.labels.pin_memory(),
-            pts_seconds=batch.pts_seconds,
-        )
+        return replace(batch, frames=batch.frames.pin_memory(), labels=batch.labels.pin_memory())
 
 
 class _PendingBatch:

@@ -6,7 +6,7 @@ use one data set at the same time.
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Unpack, overload
@@ -21,7 +21,7 @@ from vidprep.errors import CorruptShard, CorruptVideo, UsageError
 from vidprep.index import Manifest, Member, SampleRow, read_manifest, read_samples
 from vidprep.load.dataset import ClipOptions, ClipSettings, SampleMaker, check_labels
 from vidprep.load.types import Sample
-from vidprep.types import Video
+from vidprep.types import Box, Video
 
 __all__ = ["ShardDataset"]
 
@@ -72,11 +72,22 @@ class ShardDataset(Dataset[Sample]):
                 labels=row.labels,
                 start_seconds=row.start_seconds,
                 end_seconds=row.end_seconds,
+                segment_id=row.segment_id,
             )
             for row in rows
         ]
         num_classes = len(self.manifest.classes)
-        check_labels(self.videos, task=self.manifest.task, num_classes=num_classes, where=where)
+        check_labels(
+            self.videos,
+            task=self.manifest.task,
+            num_classes=num_classes,
+            num_noun_classes=len(self.manifest.noun_classes),
+            where=where,
+        )
+        if self.manifest.task == "detection" and self.manifest.content == "video":
+            raise UsageError(
+                f"{where}: boxes lie beside frames, these are videos; use `vidprep shard --content frames`."
+            )
         self.make = SampleMaker(
             settings=settings,
             task=self.manifest.task,
@@ -100,13 +111,15 @@ class ShardDataset(Dataset[Sample]):
 
     def __getitem__(self, index: int) -> Sample:
         row = self._rows[index]
+        facts = self._read_facts(index) if self.manifest.content == "frames" else None
         try:
             with self._open(index) as reader:
                 return self.make(
                     reader,
                     self.videos[index],
                     rng=self.make.settings.rng(self.epoch, index),
-                    pts_seconds=self._times(index) if self.manifest.content == "frames" else None,
+                    pts_seconds=None if facts is None else self._times(facts, row),
+                    boxes=None if facts is None or "boxes" not in facts else self._boxes(facts, row),
                 )
         except CorruptVideo as error:
             raise CorruptVideo(f"sample {row.key} of {self.folder / row.shard} gives no clip: {error}") from error
@@ -125,23 +138,50 @@ class ShardDataset(Dataset[Sample]):
             )
         return reader
 
-    def _times(self, index: int) -> NDArray[np.float64]:
-        """(num_frames,) when each frame of a frame sample is shown in its video: what KEY.json says."""
+    def _read_facts(self, index: int) -> dict[str, Any]:
+        """What KEY.json says."""
         row, (offsets, sizes) = self._rows[index], self._facts[index]
         try:
             facts = json.loads(self._files.read(row.shard, int(offsets[0]), int(sizes[0])))
+            return {str(name): value for name, value in facts.items()}
+        except (ValueError, AttributeError) as error:
+            raise self._wrong_facts(row, f"is no JSON object ({error})") from error
+
+    def _times(self, facts: dict[str, Any], row: SampleRow) -> NDArray[np.float64]:
+        """(num_frames,) when each frame of a frame sample is shown in its video."""
+        try:
             times = np.array(facts["pts_seconds"], dtype=np.float64)  # null -> NaN
         except (ValueError, KeyError, TypeError) as error:
-            raise CorruptShard(
-                f"{self.folder / row.shard}: {row.key}.json holds no times of the frames ({error!r}); "
-                "run `vidprep verify`."
-            ) from error
+            raise self._wrong_facts(row, f"holds no times of the frames ({error!r})") from error
         if times.shape != (row.num_frames,):
-            raise CorruptShard(
-                f"{self.folder / row.shard}: {row.key}.json holds times of shape {times.shape} for {row.num_frames} "
-                "frames; run `vidprep verify`."
-            )
+            raise self._wrong_facts(row, f"holds times of shape {times.shape} for {row.num_frames} frames")
         return times
+
+    def _boxes(self, facts: dict[str, Any], row: SampleRow) -> Callable[[int], list[Box]]:
+        """The objects of each frame of a detection sample."""
+        per_frame = facts["boxes"]
+        if not isinstance(per_frame, list) or len(per_frame) != row.num_frames:
+            raise self._wrong_facts(row, f"does not hold boxes for each of {row.num_frames} frames")
+
+        def of_frame(index: int) -> list[Box]:
+            try:
+                return [
+                    Box(
+                        xyxy=(box["xyxy"][0], box["xyxy"][1], box["xyxy"][2], box["xyxy"][3]),
+                        label=box["label"],
+                        track_id=box["track_id"],
+                        is_occluded=box["occluded"],
+                        is_generated=box["generated"],
+                    )
+                    for box in per_frame[index]
+                ]
+            except (ValueError, KeyError, TypeError, IndexError) as error:
+                raise self._wrong_facts(row, f"holds a box of frame {index} that is none ({error!r})") from error
+
+        return of_frame
+
+    def _wrong_facts(self, row: SampleRow, what: str) -> CorruptShard:
+        return CorruptShard(f"{self.folder / row.shard}: {row.key}.json {what}; run `vidprep verify`.")
 
     def close(self) -> None:
         """Let go of the shards; a later read opens them again."""

@@ -14,7 +14,7 @@ from torch import Tensor
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
-__all__ = ["EvalTransform", "TrainTransform", "crop_offsets", "multiscale_crop_sizes"]
+__all__ = ["BoxMap", "EvalTransform", "TrainTransform", "crop_offsets", "multiscale_crop_sizes"]
 
 # (x, y) in quarters of the slack: four corners, centre, four edge centres, four quarter points
 _OFFSET_QUARTERS = (
@@ -64,6 +64,38 @@ def crop_offsets(width: int, height: int, crop_width: int, crop_height: int) -> 
 
 
 @dataclass(frozen=True, kw_only=True)
+class BoxMap:
+    """Where a transform puts what lies in a frame: scaled, cut to a window, and mirrored."""
+
+    scale_x: float
+    """Pixels after resizing for one before."""
+    scale_y: float
+    left: float
+    """Of the window, in pixels after resizing."""
+    top: float
+    width: int
+    """Of the window: what the model sees, in pixels."""
+    height: int
+    is_flipped: bool = False
+
+    def __call__(self, boxes: Tensor) -> tuple[Tensor, Tensor]:
+        """Boxes as they lie in the window, clipped to it.
+
+        Args:
+            boxes: (n, 4) float: left, top, right, bottom in pixels of the frame.
+
+        Returns:
+            (n, 4) float32 in pixels of the window, and (n,) bool: which of them still show something.
+        """
+        x = (boxes[:, 0::2].to(torch.float64) * self.scale_x - self.left).clamp(0, self.width)
+        y = (boxes[:, 1::2].to(torch.float64) * self.scale_y - self.top).clamp(0, self.height)
+        if self.is_flipped:
+            x = self.width - x.flip(1)
+        moved = torch.stack([x[:, 0], y[:, 0], x[:, 1], y[:, 1]], dim=1).to(torch.float32)
+        return moved, (moved[:, 2] > moved[:, 0]) & (moved[:, 3] > moved[:, 1])
+
+
+@dataclass(frozen=True, kw_only=True)
 class TrainTransform:
     """A random multi-scale crop, resized to a square, flipped half the time, normalised."""
 
@@ -89,6 +121,13 @@ class TrainTransform:
         Returns:
             (t, c, crop, crop) float32, and the labels of what the clip now shows.
         """
+        transformed, labels, _ = self.with_map(frames, labels, rng)
+        return transformed, labels
+
+    def with_map(
+        self, frames: Tensor, labels: tuple[int, ...], rng: np.random.Generator
+    ) -> tuple[Tensor, tuple[int, ...], BoxMap]:
+        """As a call, and where the boxes of the clip went."""
         height, width = frames.shape[-2:]
         sizes = multiscale_crop_sizes(
             width, height, scales=self.scales, max_aspect_step=self.max_aspect_step, crop=self.crop
@@ -97,10 +136,21 @@ class TrainTransform:
         offsets = crop_offsets(width, height, crop_width, crop_height)
         left, top = offsets[rng.integers(len(offsets))]
         frames = _resize(F.crop(frames, top, left, crop_height, crop_width), height=self.crop, width=self.crop)
-        if self.flip and rng.random() < 0.5:
+        is_flipped = self.flip and bool(rng.random() < 0.5)
+        if is_flipped:
             frames = frames.flip(-1)
             labels = tuple(self.flip_pairs.get(label, label) for label in labels)
-        return _normalise(frames, self.mean, self.std), labels
+        scale_x, scale_y = self.crop / crop_width, self.crop / crop_height
+        box_map = BoxMap(
+            scale_x=scale_x,
+            scale_y=scale_y,
+            left=left * scale_x,
+            top=top * scale_y,
+            width=self.crop,
+            height=self.crop,
+            is_flipped=is_flipped,
+        )
+        return _normalise(frames, self.mean, self.std), labels, box_map
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,16 +173,32 @@ class EvalTransform:
 
     def __call__(self, frames: Tensor) -> Tensor:
         """Transform frames (t, c, h, w) uint8 to (num_crops, t, c, crop, crop) float32."""
-        height, width = frames.shape[-2:]
-        short_side, long_side = min(height, width), max(height, width)
-        new_long = int(self.resize * long_side / short_side)
-        new_height, new_width = (new_long, self.resize) if height > width else (self.resize, new_long)
+        new_height, new_width = self._resized(*frames.shape[-2:])
         frames = _resize(frames, height=new_height, width=new_width)
         crops = [
             _normalise(frames[..., top : top + self.crop, left : left + self.crop], self.mean, self.std)
             for left, top in self._corners(new_width, new_height)
         ]
         return torch.stack(crops) if len(crops) > 1 else crops[0][None]
+
+    def box_maps(self, height: int, width: int) -> list[BoxMap]:
+        """Where the boxes of frames of this size go, for each crop."""
+        new_height, new_width = self._resized(height, width)
+        return [
+            BoxMap(
+                scale_x=new_width / width,
+                scale_y=new_height / height,
+                left=left,
+                top=top,
+                width=self.crop,
+                height=self.crop,
+            )
+            for left, top in self._corners(new_width, new_height)
+        ]
+
+    def _resized(self, height: int, width: int) -> tuple[int, int]:
+        new_long = int(self.resize * max(height, width) / min(height, width))
+        return (new_long, self.resize) if height > width else (self.resize, new_long)
 
     def _corners(self, width: int, height: int) -> list[tuple[int, int]]:
         slack_x, slack_y = width - self.crop, height - self.crop

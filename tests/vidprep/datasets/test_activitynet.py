@@ -34,7 +34,7 @@ def test_whole_video_has_all_its_classes_in_order_of_appearance(tmp_path: Path) 
     path = write(tmp_path / "a.json", {"aaaaaaaaaaa": entry((5, 9, "Zumba"), (0, 3, "Archery"), (20, 30, "Zumba"))})
     split = build_split("activitynet", "val", [path])
     assert split.videos == (Video(video_id="aaaaaaaaaaa", labels=(199, 1)),)
-    assert split.notes == ()
+    assert split.notes == ("activitynet/val: 1 videos; 4,926 were published.",)
 
 
 def test_segments_have_their_own_times_and_classes(tmp_path: Path) -> None:
@@ -145,7 +145,7 @@ def test_excerpt_is_read_whole(testdata: Path) -> None:
     assert {name: len(split.videos) for name, split in built.items()} == {"train": 116, "val": 51, "test": 43}
     num_labels = [len(video.labels) for split in built.values() for video in split.videos]
     assert [num_labels.count(n) for n in range(4)] == [43, 156, 11, 0]
-    assert not any(split.notes for split in built.values())
+    assert all(len(split.notes) == 1 and "were published" in split.notes[0] for split in built.values())
     first = built["train"].videos[0]
     assert (first.video_id, [built["train"].classes[label] for label in first.labels]) == ("QOlSCBRmfWY", ["Ballet"])
 
@@ -167,3 +167,42 @@ def test_annotations_of_other_forms_are_refused(testdata: Path, file: str, sente
 def test_classes_are_in_the_order_of_the_methods_lists(testdata: Path) -> None:
     rows = (testdata / "classes" / "taps_actnet_classInd.txt").read_text(encoding="utf-8").splitlines()
     assert [f"{index},{name}" for index, name in enumerate(read_classes("activitynet"))] == rows
+
+
+def test_list_of_taps_is_read_with_one_class_a_video(testdata: Path) -> None:
+    built = build_split("activitynet", "val", [testdata / "lists" / "taps_actnet_val_videofolder_aug23.txt"])
+    assert {len(video.labels) for video in built.videos} == {1}
+    assert built.videos[0] == Video(video_id="JDg--pjY5gg", labels=(10,))
+
+
+def test_list_of_ar_net_may_give_up_to_three_classes(tmp_path: Path) -> None:
+    path = tmp_path / "actnet_train_split.txt"
+    path.write_text("v_sJFgo9H6zNo,141,57,60,60\r\nv_u2uoYvo8J5s,210,171")
+    built = build_split("activitynet", "train", [path])
+    assert [video.labels for video in built.videos] == [(57, 60), (171,)]
+    path.write_text("v_sJFgo9H6zNo,141,57\nv_short,3,1\n")
+    with pytest.raises(UsageError, match=r"line 2: expected v_ and an 11-character YouTube id, got 'v_short'"):
+        build_splits("activitynet", [path])
+    path.write_text("v_sJFgo9H6zNo,141,200\n")
+    with pytest.raises(UsageError, match=r"line 1: the classes count from 0 to 199, got 200"):
+        build_splits("activitynet", [path])
+
+
+def test_openmmlab_numbers_the_same_names_otherwise() -> None:
+    ours, theirs = read_classes("activitynet"), read_classes("activitynet", "classes_mmaction2.txt")
+    assert set(ours) == set(theirs)
+    assert (theirs.index("Archery"), theirs.index("Playing badminton")) == (188, 199)
+
+
+def test_archives_and_their_md5_are_those_of_the_readme() -> None:
+    assert len(activitynet.INFO.archive_md5) == 5
+    assert set(activitynet.INFO.archive_md5) < set(activitynet.INFO.archives)
+    assert "missing_files*.zip" in activitynet.INFO.archives
+
+
+def test_bsn_files_are_refused(testdata: Path) -> None:
+    for file in ("anet_bsn_anno_action.excerpt.json", "anet_bsn_video_info_new.head200.csv"):
+        with pytest.raises(UsageError, match=file.replace(".", r"\.")):
+            build_splits("activitynet", [testdata / "annotations" / file])
+    with pytest.raises(UsageError, match=r"line 1: expected ActivityNet's own form"):
+        build_splits("activitynet", [testdata / "annotations" / "anet_sample_classification_prediction.excerpt.json"])

@@ -64,6 +64,17 @@ def test_file_that_is_not_the_video_is_not_taken_for_it(tmp_path: Path, place: s
     assert locate("kinetics400", tmp_path, CLIP) == {}
 
 
+@pytest.mark.parametrize(
+    "place", [f"val/{CLIP[:11]}.mp4", f"val/a class/{CLIP[:11]}.mkv", f"videos_val/{CLIP[:11]}.mp4"]
+)
+def test_clip_kept_under_its_youtube_id_alone_is_found(tmp_path: Path, place: str) -> None:
+    path = touch(tmp_path / place)
+    touch(tmp_path / "train" / f"{CLIP[:11]}.mp4")
+    assert locate("kinetics400", tmp_path, CLIP, "missing_000000_000010") == {CLIP: path}
+    whole = touch(tmp_path / "val" / f"{CLIP}.mp4")
+    assert locate("kinetics400", tmp_path, CLIP) == {CLIP: whole}
+
+
 def test_replacement_comes_before_the_corrupt_clip(tmp_path: Path) -> None:
     touch(tmp_path / "val" / f"{CLIP}.mp4")
     replacement = touch(tmp_path / "replacement" / f"{CLIP}.mp4")

@@ -3,6 +3,7 @@ from pathlib import Path
 import pytest
 
 from vidprep.datasets import build_split, build_splits, kinetics400
+from vidprep.datasets.kinetics400 import INFO
 from vidprep.errors import UsageError
 from vidprep.splits import read_classes
 from vidprep.types import Video
@@ -70,7 +71,7 @@ def test_repeated_row_is_taken_once_and_noted(tmp_path: Path) -> None:
     second = annotations(tmp_path, ROW, name="b.csv")
     split = build_split("kinetics400", "val", [first, second])
     assert len(split.videos) == 1
-    assert split.notes == (f"{second}, line 2: 0wR5jVB-WPk_000417_000427 repeats {first}, line 2; taken once.",)
+    assert split.notes[0] == f"{second}, line 2: 0wR5jVB-WPk_000417_000427 repeats {first}, line 2; taken once."
 
 
 @pytest.mark.parametrize(
@@ -81,7 +82,10 @@ def test_repeated_row_is_taken_once_and_noted(tmp_path: Path) -> None:
         ([ROW, "abseiling,0wR5jVB-WPk,417,427,val,"], "line 3: expected is_cc 0 or 1, got ''; is the file cut short"),
         (["abseiling,0wR5jVB-WP,417,427,val,0"], "line 2: a youtube_id is 11 letters, .* got '0wR5jVB-WP'"),
         (["abseiling,#NAME?,417,427,val,0"], "line 2: a youtube_id is 11 letters, .* got '#NAME\\?'"),
-        (["abseiling,0wR5jVB-WPk,417,427,dev,0"], "line 2: expected split train, val, validate, test, got 'dev'"),
+        (
+            ["abseiling,0wR5jVB-WPk,417,427,dev,0"],
+            "line 2: expected split train, val, validate, validation, test, got 'dev'",
+        ),
         (["abseiling,0wR5jVB-WPk,x,427,val,0"], "line 2: a time is a number of seconds, got 'x'"),
         (["abseiling,0wR5jVB-WPk,1,inf,val,0"], "line 2: a time is a number of seconds, got 'inf'"),
         (["abseiling,0wR5jVB-WPk,427,417,val,0"], "line 2: a clip needs 0 <= time_start < time_end, got 427 and 417"),
@@ -118,7 +122,7 @@ def test_official_excerpts_are_read_whole(
 ) -> None:
     built = build_split("kinetics400", split, [testdata / "annotations" / file])
     assert len(built.videos) == num_videos
-    assert not built.notes
+    assert built.notes == (f"kinetics400/{split}: {num_videos} videos; {INFO.splits[split]:,} were published.",)
     if num_classes is not None:
         assert len({label for video in built.videos for label in video.labels}) == num_classes
 

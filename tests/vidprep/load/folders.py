@@ -55,6 +55,7 @@ def write_shard_folder(
     split: str = "train",
     per_shard: int = 2,
     flip_pairs: Mapping[int, int] | None = None,
+    num_noun_classes: int = 0,
 ) -> Path:
     """Write tars, table and manifest of one split."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -107,6 +108,7 @@ def write_shard_folder(
         num_videos=len(sources),
         shards=tuple(shards),
         flip_pairs={str(label): flipped for label, flipped in (flip_pairs or {}).items()},
+        noun_classes=tuple(f"noun {k}" for k in range(num_noun_classes)) if task == "verb_noun" else (),
     )
     samples_to_frame(rows).to_parquet(folder / f"{split}.parquet")
     (folder / f"{split}.json").write_text(manifest.to_json(), encoding="utf-8")

@@ -303,7 +303,7 @@ def test_a_table_that_does_not_fit_its_manifest_is_refused(tmp_path: Path, sourc
     ("written", "sentence"),
     [
         (b'"pts": [0.0, 0.1,        ', r"00000000\.json holds no times of the frames \(KeyError"),
-        (b'"pts_seconds": [0.0  0.1,', r"00000000\.json holds no times of the frames \(JSONDecodeError"),
+        (b'"pts_seconds": [0.0  0.1,', r"00000000\.json is no JSON object \(Expecting ',' delimiter"),
         (b'"pts_seconds": [0.1,     ', r"00000000\.json holds times of shape \(39,\) for 40 frames"),
     ],
 )
@@ -326,14 +326,19 @@ def test_frames_without_their_times_are_refused(
         ((), "multi_label", r"1 of 2 videos have no label \(bad is the first\), but the task is multi_label"),
         ((1, 2), "single_label", r"bad has the labels \(1, 2\), but the task is single_label"),
         ((8,), "single_label", "bad has label 8, but the 8 classes count from 0"),
-        ((1,), "detection", "clips are labelled for single_label and multi_label tasks, this one is detection"),
+        ((1,), "detection", r"bad has the labels \(1,\), but the task is detection"),
+        ((1,), "verb_noun", r"bad has the labels \(1,\), but the task needs \(verb, noun\)"),
     ],
 )
 def test_labels_that_do_not_fit_the_task_are_refused(
     tmp_path: Path, sources: list[Source], labels: tuple[int, ...], task: Any, sentence: str
 ) -> None:
-    videos = [sources[0], replace(sources[1], video=Video(video_id="bad", labels=labels))]
-    folder = write_shard_folder(tmp_path, videos, task=task)
+    good: dict[str, tuple[int, ...]] = {"verb_noun": (0, 0), "detection": ()}
+    videos = [
+        replace(sources[0], video=Video(video_id="good", labels=good.get(task, (0,)))),
+        replace(sources[1], video=Video(video_id="bad", labels=labels)),
+    ]
+    folder = write_shard_folder(tmp_path, videos, task=task, num_noun_classes=8)
     with pytest.raises(UsageError, match=sentence):
         ShardDataset(folder, **PLAIN)
 
