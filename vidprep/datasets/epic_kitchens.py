@@ -235,7 +235,7 @@ def _read_literal(row: Mapping[str, str], column: str, kind: type, *, place: str
     """A list that is written as Python writes it: "['plate', 'cup']"."""
     try:
         value = ast.literal_eval(row[column])
-    except (ValueError, SyntaxError, RecursionError, MemoryError) as error:
+    except (ValueError, TypeError, SyntaxError, RecursionError, MemoryError) as error:
         raise UsageError(f"{place}: {column} is a Python list, got {row[column]!r}; is the file cut short?") from error
     if not isinstance(value, list) or not all(isinstance(item, kind) for item in value):
         raise UsageError(f"{place}: {column} is a list of {kind.__name__}, got {row[column]!r}.")

@@ -195,7 +195,7 @@ def _read_annotation(path: Path, index_of_synset: dict[str, int]) -> FrameAnnota
     except ET.ParseError as error:
         line, _ = error.position
         raise VidprepError(f"{path}, line {line}: not readable as XML ({error}); is the file cut short?") from error
-    except ValueError as error:
+    except (ValueError, LookupError) as error:  # LookupError: an encoding that does not exist
         raise VidprepError(f"{path}: not an annotation of ImageNet VID ({error}).") from error
 
 

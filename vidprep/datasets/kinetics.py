@@ -8,7 +8,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vidprep.datasets.annotations import YOUTUBE_ID, Rows, label_key, line_numbers, read_json, read_lines, read_text
+from vidprep.datasets.annotations import (
+    YOUTUBE_ID,
+    Rows,
+    label_key,
+    line_numbers,
+    read_json,
+    read_lines,
+    read_text,
+    split_of_list,
+)
 from vidprep.errors import UsageError
 from vidprep.splits import Split, read_classes, read_table
 from vidprep.types import DatasetInfo, RemoteFile, Video
@@ -190,7 +199,7 @@ def _read_headless_rows(path: Path, separator: str) -> Iterator[tuple[int, dict[
     width = 0
     id_column = 0
     for line, text in read_lines(path):
-        fields = [field.strip() for field in next(csv.reader([text], delimiter=separator))]
+        fields = _read_fields(text, separator, place=f"{path}, line {line}")
         if not width:
             width, id_column = len(fields), _find_id(fields) or 0
             names = ["label", *COLUMNS, "split", "is_cc"][1 - id_column :][:width] if id_column < 2 else []
@@ -210,7 +219,7 @@ def _read_headless_rows(path: Path, separator: str) -> Iterator[tuple[int, dict[
 def _read_tabbed_rows(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
     header: list[str] = []
     for line, text in read_lines(path):
-        fields = [field.strip() for field in next(csv.reader([text], delimiter="\t"))]
+        fields = _read_fields(text, "\t", place=f"{path}, line {line}")
         if not header:
             header = fields
             if not set(COLUMNS) <= set(header) <= {*COLUMNS, *OPTIONAL_COLUMNS}:
@@ -224,14 +233,18 @@ def _read_tabbed_rows(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
         yield line, dict(zip(header, fields, strict=True))
 
 
+def _read_fields(text: str, separator: str, *, place: str) -> list[str]:
+    try:  # strict: an unfinished quote is an error, not a part of the field
+        return [field.strip() for field in next(csv.reader([text], delimiter=separator, strict=True))]
+    except csv.Error as error:
+        raise UsageError(f"{place}: not readable as columns ({error}); is the file damaged?") from error
+
+
 def _parse_row(row: dict[str, str], *, path: Path, place: str) -> Clip:
     youtube_id = row["youtube_id"].strip()
     if not YOUTUBE_ID.fullmatch(youtube_id):
         raise UsageError(f"{place}: a youtube_id is 11 letters, digits, - or _, got {youtube_id!r}.")
-    if "split" in row:
-        split = row["split"].strip()
-    else:  # a name such as kinetics_val.csv
-        split = next((name for name in SPLIT_NAMES if name in path.stem.lower()), "")
+    split = row["split"].strip() if "split" in row else split_of_list(path)  # a name such as kinetics_val.csv
     if split not in SPLIT_NAMES:
         raise UsageError(f"{place}: expected split {', '.join(SPLIT_NAMES)}, got {split!r}.")
     if row.get("is_cc", "0").strip() not in ("0", "1"):

@@ -99,6 +99,7 @@ def test_video_of_another_split_is_refused(tmp_path: Path) -> None:
         (("plate,2,", "plate,300,"), r"line 2: noun_class is a number from 0 to 299, got '300'"),
         ((",[2]", ",[3]"), r"line 2: noun_class 2, .* do not agree"),
         ((",[2]", ",[2"), r"line 2: all_noun_classes is a Python list, got '\[2'; is the file cut short"),
+        ((",[2]", ",{[]}"), r"line 2: all_noun_classes is a Python list, got '{\[\]}'"),
         ((",[2]", ",['2']"), r"line 2: all_noun_classes is a list of int"),
         ((",[2]", ""), r"line 2: expected 15 fields"),
         (("P01_11", "P1_11"), r"line 2: expected a video P01_01 or P01_101"),

@@ -64,6 +64,7 @@ def test_frames_without_objects_are_annotated_all_the_same(tmp_path: Path) -> No
     [
         ("<annotation><filename>0", r"000000.xml, line 1: not readable as XML .*; is the file cut short"),
         (OBJECT, r"not an annotation of ImageNet VID .no <bndbox/xmin>|no <filename>"),
+        ('<?xml version="1.0" encoding="x"?><a/>', r"000000.xml: not an annotation of ImageNet VID .unknown encoding"),
     ],
 )
 def test_damaged_annotation_is_refused_by_name(tmp_path: Path, text: str, sentence: str) -> None:

@@ -100,6 +100,25 @@ def test_row_of_another_width_is_refused_in_files_without_a_header(tmp_path: Pat
         build_splits("kinetics600", [path])
 
 
+@pytest.mark.parametrize("separator", [",", "\t"])
+@pytest.mark.parametrize(("damage", "reason"), [("x" * 200_000, "field larger"), ('"27', "unexpected end of data")])
+def test_damaged_line_is_refused_in_files_without_strict_columns(
+    tmp_path: Path, separator: str, damage: str, reason: str
+) -> None:
+    header = [] if separator == "," else ["label\tyoutube_id\ttime_start\ttime_end"]
+    fields = ["abseiling", "--6bJUbfpnQ", "17"]
+    lines = [separator.join([*fields, "27"]), separator.join([*fields, damage])]
+    path = write(tmp_path / "train.txt", *header, *lines)
+    with pytest.raises(UsageError, match=rf"train.txt, line {len(header) + 2}: not readable as columns \({reason}"):
+        build_splits("kinetics600", [path])
+
+
+def test_name_of_two_splits_does_not_say_which_it_is(tmp_path: Path) -> None:
+    path = write(tmp_path / "train_val.txt", "abseiling,--6bJUbfpnQ,17,27")
+    with pytest.raises(UsageError, match=r"train_val.txt: its name does not say of which split it is"):
+        build_splits("kinetics600", [path])
+
+
 def test_incomplete_csv_of_kinetics_600_is_told_by_its_count(tmp_path: Path) -> None:
     path = write(tmp_path / "val.csv", "label,youtube_id,time_start,time_end,split", "abseiling,yq_M1PMw2hY,38,48,val")
     assert build_split("kinetics600", "val", [path]).notes == ("kinetics600/val: 1 videos; 30,000 were published.",)
