@@ -16,6 +16,7 @@ from vidprep.types import DatasetInfo, Video
 
 __all__ = [
     "YOUTUBE_ID",
+    "Answers",
     "ListRow",
     "Rows",
     "is_number",
@@ -151,6 +152,43 @@ def read_class_names(path: Path) -> tuple[str, ...]:
             raise UsageError(f"{path}, line {line}: {name!r} is already given on line {names[name]}.")
         names[name] = line
     return tuple(names)
+
+
+@dataclass
+class Answers:
+    """Labels of test videos that were published apart from the list of these videos."""
+
+    labels: dict[str, tuple[int, str]] = field(default_factory=dict)
+    """video_id -> class, and file and line."""
+
+    def add(self, video_id: str, label: int, *, place: str) -> None:
+        """Take one row.
+
+        Raises:
+            UsageError: an earlier row gives the same video another class.
+        """
+        earlier, earlier_place = self.labels.setdefault(video_id, (label, place))
+        if label != earlier:
+            raise UsageError(
+                f"{place}: {video_id} has another class than in {earlier_place}; correct the row, or fetch the file "
+                "again."
+            )
+
+    def add_tests(self, listed: Sequence[tuple[str, str]], rows: "Rows") -> None:
+        """The test split: the videos `listed` (id; file and line), without them those of the answers.
+
+        Videos without an answer stay unlabelled, answers for other videos are left out; both are noted.
+        """
+        tests = listed or [(video_id, place) for video_id, (_, place) in self.labels.items()]
+        for video_id, place in tests:
+            labels = (self.labels[video_id][0],) if video_id in self.labels else ()
+            rows.add("test", Video(video_id=video_id, labels=labels), place=place)
+        unlabelled = sum(video_id not in self.labels for video_id, _ in tests)
+        if self.labels and unlabelled:
+            rows.note("test", f"{unlabelled:,} of {len(tests):,} test videos are not in the answers; left unlabelled.")
+        strangers = len(self.labels.keys() - {video_id for video_id, _ in tests})
+        if strangers:
+            rows.note("test", f"{strangers:,} answers are of videos that the test file does not list; left out.")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,7 +7,16 @@ and plain sorted order (lists made with TSM's script, Uni-AdaFocus-TSM).
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from vidprep.datasets.annotations import ListRow, Rows, is_number, read_lines, read_list, sorted_ids, split_of_list
+from vidprep.datasets.annotations import (
+    Answers,
+    ListRow,
+    Rows,
+    is_number,
+    read_lines,
+    read_list,
+    sorted_ids,
+    split_of_list,
+)
 from vidprep.errors import UsageError, suggest
 from vidprep.splits import Split, read_classes
 from vidprep.types import DatasetInfo, Video
@@ -32,26 +41,24 @@ def build_splits(annotations: Sequence[Path], *, info: DatasetInfo, known: Mappi
         UsageError: a file is of none of these forms or of another data set; names file, line and reason.
     """
     rows = Rows(info, read_classes(info.name))
-    answers: dict[str, int] = {}
-    tests: dict[str, str] = {}
+    answers = Answers()
+    tests: list[tuple[str, str]] = []
     for path in annotations:
         lines = list(read_lines(path))
         first = lines[0][1]
         if ";" in first:
             _read_labelled(path, lines, rows, answers)
         elif is_number(first):
-            tests |= _read_ids(path, lines)
+            tests += _read_ids(path, lines)
         elif is_number(first.split(" ")[-1]):
             _read_list(path, rows, known)
         else:
             _check_classes(path, lines, rows)
-    for video_id, place in (tests or dict.fromkeys(answers, "the answers")).items():
-        labels = (answers[video_id],) if video_id in answers else ()
-        rows.add("test", Video(video_id=video_id, labels=labels), place=place)
+    answers.add_tests(tests, rows)
     return rows.to_splits()
 
 
-def _read_labelled(path: Path, lines: Sequence[tuple[int, str]], rows: Rows, answers: dict[str, int]) -> None:
+def _read_labelled(path: Path, lines: Sequence[tuple[int, str]], rows: Rows, answers: Answers) -> None:
     class_index = {name: index for index, name in enumerate(rows.classes)}
     split = split_of_list(path)
     for line, text in lines:
@@ -62,17 +69,17 @@ def _read_labelled(path: Path, lines: Sequence[tuple[int, str]], rows: Rows, ans
         if name not in class_index:
             raise UsageError(f"{place}: {name!r} is no class of {rows.info.title}; {suggest(name, class_index)}")
         if split == "test":
-            answers[video_id] = class_index[name]
+            answers.add(video_id, class_index[name], place=place)
         else:
             rows.add(split, Video(video_id=video_id, labels=(class_index[name],)), place=place, label=name)
 
 
-def _read_ids(path: Path, lines: Sequence[tuple[int, str]]) -> dict[str, str]:
-    places: dict[str, str] = {}
+def _read_ids(path: Path, lines: Sequence[tuple[int, str]]) -> list[tuple[str, str]]:
+    places: list[tuple[str, str]] = []
     for line, text in lines:
         if not is_number(text):
             raise UsageError(f"{path}, line {line}: expected the id of a test video, got {text[:80]!r}.")
-        places[text] = f"{path}, line {line}"
+        places.append((text, f"{path}, line {line}"))
     return places
 
 

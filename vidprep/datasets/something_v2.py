@@ -6,6 +6,7 @@ from types import MappingProxyType
 from typing import Any
 
 from vidprep.datasets.annotations import (
+    Answers,
     Rows,
     is_number,
     line_numbers,
@@ -90,7 +91,7 @@ def build_splits(annotations: Sequence[Path]) -> dict[str, Split]:
         UsageError: a file is of none of these forms or of another data set; names file, line and reason.
     """
     rows = Rows(INFO, read_classes(INFO.name))
-    answers: dict[str, tuple[int, str]] = {}
+    answers = Answers()
     tests: list[tuple[str, str]] = []
     for path in annotations:
         if read_text(path, expected="JSON or CSV").lstrip().startswith(("{", "[")):
@@ -100,10 +101,10 @@ def build_splits(annotations: Sequence[Path]) -> dict[str, Split]:
             else:
                 tests += _read_entries(content, path, text, rows)
         elif ";" in next(read_lines(path))[1]:
-            answers |= _read_answers(path, rows.classes)
+            _read_answers(path, rows.classes, answers)
         else:
             _read_list(path, rows)
-    _add_tests(tests, answers, rows)
+    answers.add_tests(tests, rows)
     return rows.to_splits()
 
 
@@ -132,6 +133,8 @@ def _read_entries(content: Any, path: Path, text: str, rows: Rows) -> list[tuple
                 f'{place}: expected {{"id": "78687", "template": ...}} with the id a string, got {entry!r}.'
             )
         place = f"{path}, line {lines.get(video_id, 1)}"
+        if ("template" in entry) != ("template" in content[0]):
+            raise UsageError(f"{place}: {video_id} and the first entry must both have a template (or, in test, none).")
         if "template" not in entry:
             tests.append((video_id, place))
             continue
@@ -146,9 +149,8 @@ def _read_entries(content: Any, path: Path, text: str, rows: Rows) -> list[tuple
     return tests
 
 
-def _read_answers(path: Path, classes: Sequence[str]) -> dict[str, tuple[int, str]]:
+def _read_answers(path: Path, classes: Sequence[str], answers: Answers) -> None:
     class_index = {name: index for index, name in enumerate(classes)}
-    answers: dict[str, tuple[int, str]] = {}
     for line, text in read_lines(path):
         video_id, _, name = text.partition(";")
         if not is_number(video_id) or name not in class_index:
@@ -156,21 +158,7 @@ def _read_answers(path: Path, classes: Sequence[str]) -> dict[str, tuple[int, st
                 f"{path}, line {line}: expected `id;class` of Something-Something V2, got {text[:80]!r}; is the file "
                 "cut short, or of another data set?"
             )
-        answers[video_id] = (class_index[name], f"{path}, line {line}")
-    return answers
-
-
-def _add_tests(tests: Sequence[tuple[str, str]], answers: dict[str, tuple[int, str]], rows: Rows) -> None:
-    listed = tests or [(video_id, place) for video_id, (_, place) in answers.items()]
-    for video_id, place in listed:
-        labels = (answers[video_id][0],) if video_id in answers else ()
-        rows.add("test", Video(video_id=video_id, labels=labels), place=place)
-    unlabelled = sum(video_id not in answers for video_id, _ in listed)
-    if answers and unlabelled:
-        rows.note("test", f"{unlabelled:,} of {len(listed):,} test videos are not in the answers and stay unlabelled.")
-    strangers = len(answers.keys() - {video_id for video_id, _ in listed})
-    if strangers:
-        rows.note("test", f"{strangers:,} answers are of videos that the test file does not list; left out.")
+        answers.add(video_id, class_index[name], place=f"{path}, line {line}")
 
 
 def _read_list(path: Path, rows: Rows) -> None:

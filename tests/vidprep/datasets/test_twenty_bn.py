@@ -172,6 +172,31 @@ def test_answers_of_jester_label_its_test_videos(tmp_path: Path) -> None:
     )
 
 
+def test_answers_that_do_not_fit_the_test_videos_are_noted(tmp_path: Path) -> None:
+    test = write(tmp_path / "test.csv", "109621", "7")
+    answers = write(tmp_path / "test-answers.csv", "109621;Thumb Up", "8;Thumb Up")
+    unlabelled, strangers, _ = build_split("jester", "test", [test, answers]).notes
+    assert unlabelled.startswith("1 of 2 test videos are not in the answers")
+    assert strangers.startswith("1 answers are of videos that the test file does not list")
+
+
+@pytest.mark.parametrize(
+    ("name", "classes"),
+    [("jester", ("Thumb Up", "Thumb Down")), ("something_v2", ("Throwing something", "Opening something"))],
+)
+def test_two_answers_for_one_video_are_refused(tmp_path: Path, name: str, classes: tuple[str, str]) -> None:
+    path = write(tmp_path / "test-answers.csv", *(f"1420;{label}" for label in classes))
+    with pytest.raises(UsageError, match=r"csv, line 2: 1420 has another class than in .*test-answers.csv, line 1"):
+        build_splits(name, [path])
+
+
+def test_entry_that_lost_its_template_is_not_taken_for_a_test_video(tmp_path: Path) -> None:
+    path = tmp_path / "train.json"
+    path.write_text('[{"id": "1", "template": "Throwing [something]"},\n {"id": "2"}]')
+    with pytest.raises(UsageError, match=r"train.json, line 2: 2 and the first entry must both have a template"):
+        build_splits("something_v2", [path])
+
+
 @pytest.mark.parametrize("line", ["34870;Drumming Fing", "34870;", "x;Thumb Up"])
 def test_line_cut_short_is_refused(tmp_path: Path, line: str) -> None:
     path = write(tmp_path / "jester-v1-train.csv", "1;Thumb Up", line)
