@@ -157,8 +157,18 @@ def build_splits(name: str, annotations: Sequence[Path]) -> dict[str, Split]:
 
     Raises:
         UnknownDataset: no data set of this name.
-        UsageError: its lists are not built from annotations, or a file is not of the official form.
+        UsageError: its lists are not built from annotations, a file is not of the official form, or none holds a video.
     """
+    built = _build(name, annotations)
+    if not built:
+        raise UsageError(
+            f"{', '.join(map(str, annotations))}: no videos of {name} (a heading alone, a list of classes, or an empty "
+            f"one). {get(name).instructions}"
+        )
+    return built
+
+
+def _build(name: str, annotations: Sequence[Path]) -> dict[str, Split]:
     info = get(name)
     if name not in BUILDERS:
         raise UsageError(f"{name} is not built from annotation files (those that are: {', '.join(BUILDERS)}).")
@@ -186,7 +196,7 @@ def build_split(name: str, split: str, annotations: Sequence[Path]) -> Split:
     info = get(name)
     if split not in info.splits:
         raise UnknownName(f"{name} has no split {split!r}; {suggest(split, info.splits)}")
-    built = build_splits(name, annotations)
+    built = _build(name, annotations)
     if split not in built:
         held = ", ".join(f"{other.split} ({len(other.videos)})" for other in built.values()) or "none"
         raise UsageError(

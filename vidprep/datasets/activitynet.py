@@ -132,6 +132,8 @@ def _read_database(content: Any, text: str, path: Path) -> dict[str, Any]:
             f"{path}, line {line_of('version', text)}: expected version 1.3 of ActivityNet, got {version!r}."
         )
     database: dict[str, Any] = content["database"]
+    if not database:
+        raise UsageError(f"{path}, line {line_of('database', text)}: its database holds no video; fetch it again.")
     return database
 
 

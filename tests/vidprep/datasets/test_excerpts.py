@@ -189,6 +189,24 @@ def test_annotations_that_are_empty_missing_or_no_text_are_refused(tmp_path: Pat
 
 
 @pytest.mark.parametrize(
+    ("name", "file", "content"),
+    [
+        ("kinetics400", "val.csv", "label,youtube_id,time_start,time_end,split,is_cc\n"),
+        ("something_v2", "train.json", "[]"),
+        ("something_v2", "labels.json", json.dumps({c: str(i) for i, c in enumerate(read_classes("something_v2"))})),
+        ("jester", "labels.csv", "\n".join(read_classes("jester"))),
+        ("activitynet", "activity_net.v1-3.min.json", '{"version": "VERSION 1.3",\n"database": {}}'),
+        ("epic_kitchens", "EPIC_100_video_info.csv", "video_id,duration,fps,resolution\n"),
+    ],
+)
+def test_files_that_hold_no_video_are_refused(tmp_path: Path, name: str, file: str, content: str) -> None:
+    path = tmp_path / file
+    path.write_text(content)
+    with pytest.raises(UsageError, match=rf"{file}(: no videos of {name}|, line 2: its database holds no video)"):
+        build_splits(name, [path])
+
+
+@pytest.mark.parametrize(
     ("file", "name", "list_file"),
     [
         ("taps_actnet_classInd.txt", "activitynet", "classes.txt"),
