@@ -280,6 +280,8 @@ class _Bounds:
 
     def declare(self, name: str, num_bytes: int) -> None:
         """A member says how large it is, before it is unpacked."""
+        if num_bytes < 0:
+            raise RefusedArchive(f"{self._name}: refused: {name} says that it is {num_bytes} bytes long.")
         self._num_declared += num_bytes
         self._check(self._num_declared, f"with {name}, of {num_bytes} bytes, ")
 

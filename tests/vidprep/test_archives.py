@@ -341,6 +341,16 @@ def test_a_sparse_bomb_is_refused_before_it_is_written(at: Place) -> None:
     at.assert_nothing_written()
 
 
+def test_a_negative_size_does_not_make_room_for_a_sparse_bomb(at: Place) -> None:
+    credit, bomb = member("credit"), member("bomb")
+    credit.pax_headers = {"GNU.sparse.map": "0,0", "GNU.sparse.size": str(-(10**9))}
+    bomb.pax_headers = {"GNU.sparse.map": "0,0", "GNU.sparse.size": str(10**9)}
+    at.add("bomb.tar", make_tar([(credit, b""), (bomb, b"")], is_gzip=False))
+    with pytest.raises(RefusedArchive, match=r"bomb.tar: refused: credit says that it is -1000000000 bytes long"):
+        at.unpack()
+    at.assert_nothing_written()
+
+
 def test_a_gzip_bomb_is_refused(at: Place) -> None:
     at.add("bomb.tar.gz", tar_of({"zeros": bytes(3_000_000)}))
     with pytest.raises(RefusedArchive, match="unpacks to more than 1000000 bytes, though it has only"):
