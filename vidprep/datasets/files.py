@@ -20,6 +20,9 @@ NOT_VIDEOS = frozenset({"frames", "splits", "quarantine"})
 """Folders directly below a data root that are never searched: extracted frames (alone they can be millions of files),
 lists, and what `vidprep verify --quarantine` put aside."""
 
+CLIP_NAME = re.compile(r"[A-Za-z0-9_-]{11}_(\d{6})_\d{6}")
+"""A clip of Kinetics: YouTube id, start and end in seconds."""
+
 logger = logging.getLogger(__name__)
 
 
@@ -80,12 +83,20 @@ class _Place:
     def holds(self, path: str, *, video_id: str, split: str) -> bool:
         """Whether the file of a video lies where this pattern says; ids may hold folders ("archery/a")."""
         without_suffix, _, suffix = path.rpartition(".")
-        stem = self.stem.format(video_id=video_id, split=split)
-        return (
-            without_suffix.endswith(stem)
-            and self.suffix in ("*", suffix)
-            and self.folder.fullmatch(without_suffix[: len(without_suffix) - len(stem)]) is not None
-        )
+        stem = self.fill_stem(video_id=video_id, split=split)
+        if stem.endswith("*"):
+            folder, slash, name = without_suffix.rpartition("/")
+            folder, has_stem = folder + slash, name.startswith(stem[:-1])
+        else:
+            folder, has_stem = without_suffix[: len(without_suffix) - len(stem)], without_suffix.endswith(stem)
+        return has_stem and self.suffix in ("*", suffix) and self.folder.fullmatch(folder) is not None
+
+    def fill_stem(self, *, video_id: str, split: str) -> str:
+        """The name of a video's file without suffix; one that ends in "*" is the beginning of it."""
+        if "{start_seconds}" not in self.stem:
+            return self.stem.format(video_id=video_id, split=split)
+        clip = CLIP_NAME.fullmatch(video_id)
+        return self.stem.format(video_id=video_id, split=split, start_seconds=int(clip[1]) if clip else "")
 
 
 def find_videos(root: Path, video_ids: Iterable[str], *, patterns: Sequence[str], split: str) -> dict[str, Path]:
@@ -96,8 +107,9 @@ def find_videos(root: Path, video_ids: Iterable[str], *, patterns: Sequence[str]
     Args:
         root: the data root.
         video_ids: names to look for; a repeated one counts once.
-        patterns: below `root`, with {split} and {video_id}, {video_id:.11} its first 11 letters;
-            `**` is any depth, `.*` any suffix of `VIDEO_SUFFIXES`.
+        patterns: below `root`, with {split} and {video_id}, {video_id:.11} its first 11 letters, {start_seconds} of
+            ids such as ---QUuC4vJs_000084_000094 (84); `**` is any depth, `_*` any rest of a name, `.*` any suffix
+            of `VIDEO_SUFFIXES`.
         split: fills {split}.
 
     Raises:
@@ -108,18 +120,20 @@ def find_videos(root: Path, video_ids: Iterable[str], *, patterns: Sequence[str]
         raise UsageError(f"{root}: no such folder; give the data root that holds the videos.")
     places = [_Place.parse(pattern, split=split) for pattern in patterns]
     ids = list(dict.fromkeys(video_ids))
-    stems = {place.stem for place in places}
-    wanted = {stem.format(video_id=_last_part(video_id), split=split) for stem in stems for video_id in ids}
+    stems = {place.stem: place for place in places}.values()
+    wanted = {place.fill_stem(video_id=_last_part(video_id), split=split) for place in stems for video_id in ids}
+    prefix_lengths = {len(stem) - 1 for stem in wanted if stem.endswith("*")}
     by_stem: dict[str, list[str]] = defaultdict(list)
     for path in walk_videos(root):
         stem = path.rpartition("/")[2].rpartition(".")[0]
-        if stem in wanted:
-            by_stem[stem].append(path)
+        for key in (stem, *(f"{stem[:length]}*" for length in prefix_lengths)):
+            if key in wanted:
+                by_stem[key].append(path)
     found: dict[str, Path] = {}
     doubles: list[tuple[str, Path, Path]] = []
     for video_id in ids:
         for place in places:
-            candidates = by_stem.get(place.stem.format(video_id=_last_part(video_id), split=split), [])
+            candidates = by_stem.get(place.fill_stem(video_id=_last_part(video_id), split=split), [])
             files = _distinct(
                 root / path for path in sorted(candidates) if place.holds(path, video_id=video_id, split=split)
             )

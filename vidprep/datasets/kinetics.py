@@ -25,12 +25,16 @@ from vidprep.types import DatasetInfo, RemoteFile, Video
 __all__ = ["VIDEO_PATHS", "Clip", "build_splits", "offered_files", "read_clips"]
 
 VIDEO_PATHS = (
-    "replacement/**/{video_id}.*",  # re-cut clips for corrupt ones in train/, to be taken first
+    "replacement/**/{video_id}.*",  # re-cut clips for corrupt ones in train/, to be taken first ...
     "replacement_for_corrupted_k400/**/{video_id}.*",
+    "replacement/**/{video_id:.11}_*.*",  # ... also those whose times differ from the list's
+    "replacement_for_corrupted_k400/**/{video_id:.11}_*.*",
     "{split}/**/{video_id}.*",  # flat, in class folders of any spelling, in part_N/
     "videos/{split}/**/{video_id}.*",
     "videos_{split}/**/{video_id}.*",
     "**/{video_id}.*",
+    "{split}/**/{video_id:.11}_{start_seconds}.*",  # the old crawler: start without zeros, no end
+    "**/{video_id:.11}_{start_seconds}.*",
     "{split}/**/{video_id:.11}.*",  # copies that keep the YouTube id alone, which is unique within a split
     "videos_{split}/**/{video_id:.11}.*",
 )

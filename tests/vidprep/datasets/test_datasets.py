@@ -48,7 +48,8 @@ def test_shipped_splits_share_no_video(name: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("info", DATASETS.values(), ids=lambda info: info.name)
 def test_every_pattern_tells_videos_apart(info: DatasetInfo) -> None:
     for pattern in info.video_paths:
-        assert pattern.format(split="val", video_id="a") != pattern.format(split="val", video_id="b")
+        fields = {"split": "val", "start_seconds": 0}
+        assert pattern.format(video_id="a", **fields) != pattern.format(video_id="b", **fields)
 
 
 @with_classes

@@ -81,6 +81,27 @@ def test_replacement_comes_before_the_corrupt_clip(tmp_path: Path) -> None:
     assert locate("kinetics400", tmp_path, CLIP) == {CLIP: replacement}
 
 
+@pytest.mark.parametrize("place", ["val/{}.mp4", "val/a class/{}.mkv", "val_256/{}.mp4"])
+def test_clip_named_by_the_old_crawler_is_found(tmp_path: Path, place: str) -> None:
+    path = touch(tmp_path / place.format(f"{CLIP[:11]}_84"))
+    for name in (f"{CLIP[:11]}_8", f"{CLIP[:11]}_840", f"{CLIP[:11]}_000085_000095"):
+        touch(tmp_path / place.format(name))
+    assert locate("kinetics400", tmp_path, CLIP, "missing_000000_000010") == {CLIP: path}
+    whole = touch(tmp_path / place.format(CLIP))
+    assert locate("kinetics400", tmp_path, CLIP) == {CLIP: whole}
+
+
+@pytest.mark.parametrize("folder", ["replacement", "replacement_for_corrupted_k400/a class"])
+def test_replacement_whose_times_differ_is_told_by_its_first_11_letters(tmp_path: Path, folder: str) -> None:
+    corrupt = touch(tmp_path / "val" / f"{CLIP}.mp4")
+    touch(tmp_path / folder / f"{CLIP[:10]}x_000085_000095.mp4")
+    assert locate("kinetics400", tmp_path, CLIP) == {CLIP: corrupt}
+    replacement = touch(tmp_path / folder / f"{CLIP[:11]}_000085_000095.mp4")
+    assert locate("kinetics400", tmp_path, CLIP) == {CLIP: replacement}
+    same_times = touch(tmp_path / folder / f"{CLIP}.mp4")
+    assert locate("kinetics400", tmp_path, CLIP) == {CLIP: same_times}
+
+
 def test_split_of_the_list_comes_before_other_folders(tmp_path: Path) -> None:
     touch(tmp_path / "train" / f"{CLIP}.mp4")
     path = touch(tmp_path / "val" / f"{CLIP}.mp4")
