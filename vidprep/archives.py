@@ -51,6 +51,18 @@ MAGIC: dict[bytes, Packing] = {b"PK\x03\x04": "zip", b"\x1f\x8b": "gzip", b"BZh"
 LONGEST_HEADER_BYTES = 1024 * 1024
 """Of names and attributes that a tar keeps in blocks of their own, which are read into memory."""
 CHUNK_BYTES = 1024 * 1024
+
+FAULTS = (
+    EOFError,
+    OSError,
+    RuntimeError,  # a password, a packing that it does not know
+    ValueError,  # no numbers where a header should hold some; names that are no text
+    zlib.error,
+    lzma.LZMAError,
+    tarfile.TarError,
+    zipfile.BadZipFile,
+)
+"""What the readers of the standard library raise on bad archives."""
 HIDDEN_STATE = ".vidprep"
 
 
@@ -245,19 +257,9 @@ def _remove(work: Path) -> None:
 @contextlib.contextmanager
 def _said_as_corrupt(archive: Archive) -> Iterator[None]:
     """What the readers of the standard library say about bad archives, as one kind of error."""
-    faults = (
-        EOFError,
-        OSError,
-        zlib.error,
-        lzma.LZMAError,
-        tarfile.TarError,
-        zipfile.BadZipFile,
-        NotImplementedError,
-        UnicodeError,
-    )
     try:
         yield
-    except faults as error:
+    except FAULTS as error:
         reason = str(error) or type(error).__name__
         where = archive.parts[0] if len(archive.parts) == 1 else f"{archive.parts[0]} and {len(archive.parts) - 1} more"
         raise CorruptArchive(
@@ -554,7 +556,7 @@ class _Wrapped:
 
 
 def _wrapped(path: Path) -> _Wrapped | None:
-    """The part that a zip holds, alone but for its MD5; None for another zip."""
+    """The part that a zip holds, alone but for its MD5; None for another zip, and one that cannot be read."""
     try:
         with zipfile.ZipFile(path) as packed:
             infos = [info for info in packed.infolist() if not info.is_dir()]
@@ -563,8 +565,8 @@ def _wrapped(path: Path) -> _Wrapped | None:
                 return None
             sums = [info for info in infos if info.filename.endswith(".md5") and info.file_size < 10_000]
             text = packed.read(sums[0]).decode("ascii", errors="replace") if sums else ""
-    except zipfile.BadZipFile:
-        return None
+    except FAULTS:
+        return None  # unpacking it as an archive of its own says what is wrong
     found = re.search(r"\b[0-9a-fA-F]{32}\b", text)
     return _Wrapped(member=held[0].filename, md5=found.group().lower() if found else None)
 

@@ -227,6 +227,36 @@ def test_what_is_no_archive_is_refused(at: Place, content: bytes) -> None:
     at.assert_nothing_written()
 
 
+SPARSE_FAULTS = {
+    "no numbers": {"GNU.sparse.map": "a,b", "GNU.sparse.size": "1"},
+    "no map": {"GNU.sparse.major": "1", "GNU.sparse.minor": "0", "GNU.sparse.realsize": "9"},
+}
+
+
+@pytest.mark.parametrize("case", SPARSE_FAULTS)
+def test_a_sparse_file_that_does_not_say_where_its_holes_are_is_refused(at: Place, case: str) -> None:
+    bad = member("bad")
+    bad.pax_headers = SPARSE_FAULTS[case]
+    at.add("set.tar.gz", make_tar([(member("good"), b"good"), (bad, b"")]))
+    with pytest.raises(CorruptArchive, match=r"set.tar.gz: cannot be unpacked"):
+        at.unpack()
+    at.assert_nothing_written()
+
+
+@pytest.mark.parametrize(("flags", "reason"), [(1, "locked with a password"), (1 << 5, "compressed patched data")])
+def test_a_zip_called_as_a_part_that_cannot_be_read_is_refused(at: Place, flags: int, reason: str) -> None:
+    packed = bytearray(zip_of({"set-00": b"part", "set-00.md5": b"0" * 32}))
+    for magic, position in ((b"PK\3\4", 6), (b"PK\1\2", 8)):
+        begin = packed.find(magic)
+        while begin >= 0:
+            packed[begin + position] |= flags
+            begin = packed.find(magic, begin + 1)
+    at.add("set-00.zip", bytes(packed))
+    with pytest.raises(CorruptArchive, match=rf"set-00.zip.*{reason}"):
+        at.unpack()
+    at.assert_nothing_written()
+
+
 LEAVING = {
     "../x": (member("../outside"), "../outside would leave"),
     "a/../../x": (member("a/../../outside"), "would leave"),
