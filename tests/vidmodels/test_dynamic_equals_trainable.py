@@ -25,12 +25,15 @@ def seeded() -> Iterator[None]:
 
 
 def randomised(**settings: Any) -> Taps:
-    """A small model in float64 whose norms and gates are far from their initial values."""
+    """A small model in float64 whose norms, gates and scores are far from their initial values, and alive."""
     model = build(TapsConfig(**{**SMALL, **settings}), 5).double().eval()
-    for name, buffer in model.named_buffers():
-        if "running" in name:
-            buffer.uniform_(0.5, 1.5)
+    nn.init.normal_(model.head.weight)
     for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.normal_(module.get_buffer("running_mean"), std=0.3)
+            nn.init.uniform_(module.get_buffer("running_var"), 0.5, 1.5)
+            nn.init.uniform_(module.weight, 0.5, 1.5)
+            nn.init.normal_(module.bias, std=0.3)
         if isinstance(module, Policy):
             nn.init.normal_(module.hidden.weight)
             nn.init.normal_(module.gate.weight)
@@ -77,6 +80,7 @@ def test_dynamic_equals_trainable(backbone: str, granularity: Granularity, setti
     model, frames = randomised(backbone=backbone, **settings), clips()
     dynamic = make_dynamic(model, granularity=granularity)
     expected, out = model(frames), dynamic(frames)
+    assert expected.logits.std() > 0.1
     torch.testing.assert_close(out.logits, expected.logits)
     assert set(out.aux) == set(expected.aux)
     for name in out.aux:
@@ -98,6 +102,7 @@ def test_dynamic_equals_trainable_for_independent_random_masks(
     give_masks(dynamic, logits)
     expected, out = model(frames), dynamic(frames)
     assert float(expected.aux["masks"].mean()) == pytest.approx(keep, abs=0.05)
+    assert expected.logits.std() > 0.1
     torch.testing.assert_close(out.logits, expected.logits)
 
 
@@ -141,11 +146,13 @@ def test_both_forms_share_one_set_of_weights() -> None:
     dynamic = make_dynamic(model)
     assert list(dynamic.state_dict()) == list(model.state_dict())
     assert all(a is b for a, b in zip(model.parameters(), dynamic.parameters(), strict=True))
-    dynamic(frames)
+    before = dynamic(frames).logits
     with torch.no_grad():
         model.backbone.conv1.weight.mul_(1.5)
         dict(model.named_buffers())["backbone.layer2.0.bn2.running_mean"].add_(0.3)
-    torch.testing.assert_close(dynamic(frames).logits, model(frames).logits)
+    expected = model(frames).logits
+    assert not torch.allclose(before, expected)
+    torch.testing.assert_close(dynamic(frames).logits, expected)
 
 
 def test_making_the_dynamic_form_leaves_the_mode_of_the_trainable_one() -> None:
@@ -162,3 +169,15 @@ def test_the_dynamic_form_does_not_train() -> None:
 def test_only_taps_has_this_dynamic_form() -> None:
     with pytest.raises(TypeError, match="expected a Taps model, got Linear"):
         make_dynamic(nn.Linear(1, 1))
+
+
+def test_the_dynamic_form_follows_statistics_that_are_gathered_without_a_step() -> None:
+    model, frames = randomised(), clips()
+    dynamic = make_dynamic(model)
+    before = dynamic(frames).logits
+    model.train()
+    with torch.no_grad():
+        model(3 * frames + 1)
+    expected = model.eval()(frames).logits
+    assert not torch.allclose(before, expected)
+    torch.testing.assert_close(dynamic(frames).logits, expected)

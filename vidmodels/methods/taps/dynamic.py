@@ -142,9 +142,11 @@ class DynamicTaps(Taps):
 
     def _fold(self, conv: nn.Conv2d, norm: nn.BatchNorm2d) -> FoldedConv:
         """The folded weights, made at first use and again whenever one of their sources has changed."""
-        mean, variance = norm.running_mean, norm.running_var
-        assert mean is not None and variance is not None  # noqa: S101, PT018 - all norms here track statistics
-        sources = (conv.weight, norm.weight, norm.bias, mean, variance)
+        mean, variance, num_batches = norm.running_mean, norm.running_var, norm.num_batches_tracked
+        # All norms here track statistics.
+        assert mean is not None and variance is not None and num_batches is not None  # noqa: S101, PT018
+        # A training pass updates the statistics without raising their versions; that of the batch counter rises.
+        sources = (conv.weight, norm.weight, norm.bias, mean, variance, num_batches)
         made_from = tuple((source.data_ptr(), source._version) for source in sources)
         known = self._folded.get(conv)
         if known is not None and known.made_from == made_from:
