@@ -6,6 +6,7 @@ and moved into place when every check sum was right; then a mark says so, and th
 
 import bz2
 import contextlib
+import errno
 import gzip
 import hashlib
 import io
@@ -405,9 +406,11 @@ def _extract_tar(
                     f"{archive.name}: refused: {member.name} is {kind.get(member.type, f'of type {member.type!r}')}; "
                     f"a data set holds files, folders and links."
                 )
-    # To the last byte: the check sum of a compressed stream comes after it.
-    while stream.read(CHUNK_BYTES):
-        pass
+        # To the last byte: the check sum of a compressed stream comes after it, and zeros alone fill up a tar.
+        rest = cast(IO[bytes], tar.fileobj)
+        while chunk := rest.read(CHUNK_BYTES):
+            if chunk.count(0) != len(chunk):
+                raise tarfile.ReadError("something follows where the tar ends: a second one, or zeros in its middle")
     for name, target in links:
         _make_symlink(work, name, target, archive.name)
     return num_files + len(links)
@@ -450,6 +453,10 @@ def _no_clash(archive_name: str, name: str) -> Iterator[None]:
     try:
         yield
     except CannotWrite as error:
+        if isinstance(error.__cause__, OSError) and error.__cause__.errno == errno.ENAMETOOLONG:
+            raise RefusedArchive(
+                f"{archive_name}: refused: {name[:80]}..., of {len(name)} characters, is longer than the disk allows."
+            ) from error
         if isinstance(error.__cause__, FileExistsError | IsADirectoryError | NotADirectoryError):
             raise RefusedArchive(
                 f"{archive_name}: refused: {name} needs a folder where the archive has a file, or a file in place of a "

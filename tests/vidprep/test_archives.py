@@ -227,6 +227,25 @@ def test_what_is_no_archive_is_refused(at: Place, content: bytes) -> None:
     at.assert_nothing_written()
 
 
+@pytest.mark.parametrize("is_gzip", [True, False])
+@pytest.mark.parametrize("num_bytes", [1024, 10240], ids=["zeros in the middle", "two tars joined"])
+def test_a_tar_that_goes_on_after_its_end_is_refused(at: Place, num_bytes: int, is_gzip: bool) -> None:
+    first, second = tar_of({"a": b"a"}, is_gzip=False), tar_of({"b": b"b"}, is_gzip=False)
+    whole = first[:num_bytes] + bytes(512) + second
+    at.add("set.tar", gzip.compress(whole) if is_gzip else whole)
+    with pytest.raises(CorruptArchive, match="a second one, or zeros in its middle"):
+        at.unpack()
+    at.assert_nothing_written()
+
+
+@pytest.mark.parametrize("name", ["n" * 300, "/".join(["n" * 200] * 30)])
+def test_a_name_that_the_disk_does_not_take_is_refused_with_its_archive(at: Place, name: str) -> None:
+    at.add("set.tar.gz", tar_of({"good": b"good", name: b"bad"}))
+    with pytest.raises(RefusedArchive, match=rf"set.tar.gz: refused: nnn.* of {len(name)} characters, is longer"):
+        at.unpack()
+    at.assert_nothing_written()
+
+
 SPARSE_FAULTS = {
     "no numbers": {"GNU.sparse.map": "a,b", "GNU.sparse.size": "1"},
     "no map": {"GNU.sparse.major": "1", "GNU.sparse.minor": "0", "GNU.sparse.realsize": "9"},
