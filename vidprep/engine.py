@@ -300,8 +300,16 @@ def source_state(path: Path | None) -> list[int] | None:
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
     """In words, where two sets of settings differ: "samples_per_shard was 64, now 32"; empty where they do not."""
-    names = [name for name in {**before, **now} if before.get(name) != now.get(name)]
-    return "; ".join(f"{name} was {_short(before.get(name))}, now {_short(now.get(name))}" for name in names)
+    return "; ".join(f"{name} was {_short(old)}, now {_short(new)}" for name, old, new in _differing(before, now))
+
+
+def _differing(before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[tuple[str, object, object]]:
+    for name in {**before, **now}:
+        old, new = before.get(name), now.get(name)
+        if isinstance(old, Mapping) and isinstance(new, Mapping):
+            yield from ((f"{name}.{inner}", older, newer) for inner, older, newer in _differing(old, new))
+        elif old != new:
+            yield name, old, new
 
 
 def _short(value: object) -> str:
