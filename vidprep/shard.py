@@ -25,7 +25,7 @@ from typing import IO, Any, Literal, Self
 from vidprep.datasets import DATASETS
 from vidprep.decode.pyav import PyavReader
 from vidprep.engine import CannotWrite, WorkerDied, differences, lock, publish, run, source_state, sweep, writing
-from vidprep.errors import CorruptVideo, MissingVideo, UsageError, VidprepError
+from vidprep.errors import CorruptShard, CorruptVideo, MissingVideo, UsageError, VidprepError
 from vidprep.extract import (
     KEPT_PACKET_BYTES,
     FrameFacts,
@@ -247,8 +247,9 @@ def shard(
         )
         units = _units(split, _items(split, paths, index, frames_from, annotations), samples_per_shard)
         todo = [unit for unit in units if not _is_finished(unit, job)]
-        if not todo and _is_published(out, split):
-            manifest = read_manifest(out, split.split)
+        published = None if todo else _published(out, split)
+        if published is not None:
+            manifest = published
         else:
             # No manifest while its shards change: after a kill nothing may pass for finished.
             with writing(out):
@@ -423,8 +424,17 @@ def _sweep(out: Path, split: str) -> None:
     sweep(out, rf"{re.escape(split)}(-\d{{6}})?\.(tar|jsonl|json|plan\.json|parquet|faults\.csv)")
 
 
-def _is_published(out: Path, split: Split) -> bool:
-    return (out / f"{split.split}.json").is_file() and (out / f"{split.split}.parquet").is_file()
+def _published(out: Path, split: Split) -> Manifest | None:
+    """The manifest; None where it or the table of samples is missing or damaged, and the sidecars give both again."""
+    import pyarrow.parquet as pq
+
+    try:
+        manifest = read_manifest(out, split.split)
+        with pq.ParquetFile(out / f"{split.split}.parquet") as table:
+            num_rows = sum(table.read_row_group(group).num_rows for group in range(table.num_row_groups))
+    except (VidprepError, OSError, ValueError):
+        return None
+    return manifest if num_rows == sum(facts.num_samples for facts in manifest.shards) else None
 
 
 # Writing
@@ -830,15 +840,38 @@ def _number(value: float) -> float | None:
 # The manifest
 
 
+def _read_sidecar(path: Path) -> tuple[_Finished, list[SampleRow]]:
+    """What the sidecar of a finished shard says.
+
+    Raises:
+        CorruptShard: it is cut short or no sidecar.
+    """
+    try:
+        with path.open(encoding="utf-8") as lines:
+            header = _parse_header(lines.readline())
+            rows = [row_from_dict(json.loads(line)) for line in lines]
+    except (ValueError, KeyError, TypeError) as error:
+        raise CorruptShard(
+            f"{path}: cut short or changed ({error}); remove it and run the same command again."
+        ) from error
+    expected = 0 if header.shard is None else header.shard.num_samples
+    if len(rows) != expected:
+        raise CorruptShard(
+            f"{path}: cut short or changed ({len(rows)} samples instead of {expected}); "
+            "remove it and run the same command again."
+        )
+    return header, rows
+
+
 def _publish(split: Split, units: Sequence[_Unit], job: _Job, plan: Mapping[str, Any]) -> Manifest:
     """Write the table of samples, the list of faults and, as the last, the manifest, all from the sidecars."""
     headers: list[_Finished] = []
 
     def samples() -> Iterator[list[SampleRow]]:
         for unit in units:
-            with _sidecar(unit, job).open(encoding="utf-8") as lines:
-                headers.append(_parse_header(lines.readline()))
-                yield [row_from_dict(json.loads(line)) for line in lines]
+            header, rows = _read_sidecar(_sidecar(unit, job))
+            headers.append(header)
+            yield rows
 
     with publish(job.out / f"{split.split}.parquet") as stream:
         write_samples(stream, samples())

@@ -22,7 +22,7 @@ from tests.videos import read_number, write_numbered_video
 from tests.vidprep.fatal import die_on_14_frames
 from vidprep import shard as shard_module
 from vidprep.engine import CannotWrite
-from vidprep.errors import UsageError
+from vidprep.errors import CorruptShard, UsageError
 from vidprep.extract import extract, select_frames
 from vidprep.index import read_manifest, read_samples
 from vidprep.probe import VideoFacts, check
@@ -163,6 +163,36 @@ def test_the_same_command_again_writes_nothing(videos: dict[str, Path], tmp_path
     assert (first.num_new_shards, again.num_new_shards) == (3, 0)
     assert again.manifest == first.manifest
     assert {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()} == before
+
+
+@pytest.mark.parametrize("name", ["val.json", "val.parquet"])
+@pytest.mark.parametrize("content", [b"", b"PAR1 garbage PAR1", None], ids=["empty", "garbage", "half"])
+def test_a_damaged_manifest_or_table_is_written_again(
+    name: str, content: bytes | None, videos: dict[str, Path], tmp_path: Path
+) -> None:
+    split = make_split(*videos)
+    shard(split, videos, out=tmp_path, samples_per_shard=2)
+    sound = (tmp_path / name).read_bytes()
+    (tmp_path / name).write_bytes(sound[: len(sound) // 2] if content is None else content)
+    assert not verify_shards(tmp_path).is_sound
+    assert shard(split, videos, out=tmp_path, samples_per_shard=2).num_new_shards == 0
+    assert (tmp_path / name).read_bytes() == sound
+    assert verify_shards(tmp_path).is_sound
+
+
+def test_a_sidecar_that_was_cut_short_is_named(videos: dict[str, Path], tmp_path: Path) -> None:
+    split = make_split(*videos)
+    shard(split, videos, out=tmp_path)
+    sidecar = tmp_path / "val-000000.jsonl"
+    lines = sidecar.read_text().splitlines(keepends=True)
+    for content in ("".join(lines[:-1]), "".join(lines)[:-9]):
+        (tmp_path / "val.json").unlink(missing_ok=True)
+        sidecar.write_text(content)
+        with pytest.raises(CorruptShard, match=r"val-000000.jsonl: cut short or changed .* remove it and run the same"):
+            shard(split, videos, out=tmp_path)
+    sidecar.unlink()
+    shard(split, videos, out=tmp_path)
+    assert verify_shards(tmp_path).is_sound
 
 
 def test_a_restart_does_only_what_is_missing(videos: dict[str, Path], tmp_path: Path) -> None:
