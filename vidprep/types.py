@@ -1,5 +1,6 @@
 """The central values of vidprep; each checks itself when it is made and then travels unchanged."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
@@ -126,8 +127,8 @@ class FrameFormat:
     first_index: int = 1
 
     def __post_init__(self) -> None:
-        if self.fps is not None and self.fps <= 0:
-            raise ValueError(f"fps must be positive or None, got {self.fps}")
+        if self.fps is not None and not 0 < self.fps < math.inf:
+            raise ValueError(f"fps must be positive and finite, or None, got {self.fps}")
         if self.short_side is not None and self.short_side < 1:
             raise ValueError(f"short_side must be at least 1 pixel or None, got {self.short_side}")
         if self.height is not None and (self.height < 1 or self.short_side is not None):

@@ -187,6 +187,10 @@ def test_version_and_help(run: Run) -> None:
             ["extract", "--dataset", "toy", "--data-root", "{tmp}", "--split", "val", "--quality", "101"],
             "jpeg_quality lies between 1 and 100, got 101",
         ),
+        (
+            ["extract", "--dataset", "toy", "--data-root", "{tmp}", "--split", "val", "--fps", "nan"],
+            "fps must be positive and finite, or None, got nan",
+        ),
         (["split", "toy", "--annotations", "x", "--data-root", "{tmp}"], "is not built from annotation files"),
     ],
 )
