@@ -258,7 +258,10 @@ def _check_shard(unit: tuple[ShardFacts, tuple[SampleRow, ...]], folder: Path) -
             return f"{shard.name}: {num_bytes} bytes, {shard.num_bytes} expected; something was appended"
         sha256 = _sha256(path)
         if sha256 != shard.sha256:
-            return f"{shard.name}: changed, SHA-256 {sha256[:12]}... instead of {shard.sha256[:12]}..."
+            return (
+                f"{shard.name}: changed, SHA-256 {sha256[:12]}... instead of {shard.sha256[:12]}...; "
+                "remove it and run the same `vidprep shard` command again"
+            )
         expected = [(f"{row.key}.{member.name}", member.offset, member.size) for row in rows for member in row.members]
         return _compare_members(path, expected)
     except FileNotFoundError:
