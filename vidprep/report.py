@@ -150,7 +150,7 @@ def _title(manifest: Manifest, row: SampleRow) -> str:
         of_label[label] if label < len(of_label) else str(label)
         for label, of_label in zip(row.labels, lists, strict=False)
     ]
-    return ", ".join(names) or ("(boxes)" if manifest.task == "detection" else "(no label)")
+    return _on_one_line(", ".join(names)) or ("(boxes)" if manifest.task == "detection" else "(no label)")
 
 
 def _details(row: SampleRow) -> str:
@@ -160,7 +160,12 @@ def _details(row: SampleRow) -> str:
     if row.start_seconds is not None or row.end_seconds is not None:
         end = "the end" if row.end_seconds is None else f"{row.end_seconds:g} s"
         parts.append(f"from {row.start_seconds or 0:g} s to {end}")
-    return "   ".join(parts)
+    return _on_one_line("   ".join(parts))
+
+
+def _on_one_line(text: str) -> str:
+    # A line break in a file's name would end the line, or the program: Pillow does not measure it.
+    return "".join(character if character.isprintable() else " " for character in text)
 
 
 def _font(size: int) -> "ImageFont.FreeTypeFont | ImageFont.ImageFont":

@@ -47,6 +47,20 @@ def test_a_sheet_shows_frames_of_equal_distance(content: str, folders: dict[str,
         assert numbers_on(sheet, row=place) == [100 * place + 5 * part + 2 for part in range(8)]
 
 
+def test_a_line_break_in_a_name_is_drawn_as_a_space(tmp_path: Path) -> None:
+    paths = {"a b\nc": write_numbered_video(tmp_path / "a b\nc.mp4", num_frames=9)}
+    split = Split(
+        dataset="folder",
+        split="val",
+        task="single_label",
+        classes=("run\nfast",),
+        videos=(Video(video_id="a b\nc", labels=(0,)),),
+    )
+    shard(split, paths, out=tmp_path / "shards")
+    contact_sheet(tmp_path / "shards", None, tmp_path / "sheet.png")
+    assert numbers_on(tmp_path / "sheet.png", row=0) == [0, 1, 2, 3, 5, 6, 7, 8]
+
+
 def test_the_seed_chooses_the_samples(folders: dict[str, Path], tmp_path: Path) -> None:
     chosen = {
         tuple(row.key for row in contact_sheet(folders["video"], "val", tmp_path / "a.png", num_samples=2, seed=seed))
