@@ -400,6 +400,12 @@ def test_unknown_and_missing_entries_are_named(published: dict[str, Tensor]) -> 
     headless = {key: value for key, value in published.items() if not key.startswith("new_fc")}
     with pytest.raises(CheckpointError, match=r"2 expected entries missing such as new_fc\.weight, new_fc\.bias"):
         convert(headless)
+    del (holed := dict(published))["base_model.layer3.4.conv2.weight"]
+    with pytest.raises(
+        CheckpointError,
+        match=r"1 entries missing that other blocks have, in our names such as backbone\.layer3\.4\.conv2",
+    ):
+        convert(holed)
 
 
 # ---- recipes ----
