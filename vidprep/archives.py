@@ -55,6 +55,7 @@ CHUNK_BYTES = 1024 * 1024
 
 FAULTS = (
     EOFError,
+    IndexError,  # an empty name in a zip
     OSError,
     RuntimeError,  # a password, a packing that it does not know
     ValueError,  # no numbers where a header should hold some; names that are no text

@@ -276,6 +276,14 @@ def test_a_zip_called_as_a_part_that_cannot_be_read_is_refused(at: Place, flags:
     at.assert_nothing_written()
 
 
+@pytest.mark.parametrize("name", ["set.zip", "set-00.zip"])
+def test_a_zip_with_an_empty_name_is_refused(at: Place, name: str) -> None:
+    at.add(name, zip_of({"good": b"good", "empty": b""}).replace(b"empty", b"\0mpty"))
+    with pytest.raises(CorruptArchive, match=rf"{name}: cannot be unpacked"):
+        at.unpack()
+    at.assert_nothing_written()
+
+
 LEAVING = {
     "../x": (member("../outside"), "../outside would leave"),
     "a/../../x": (member("a/../../outside"), "would leave"),
