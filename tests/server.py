@@ -26,6 +26,8 @@ class Behaviour:
     drop_after: int | None = None
     """Cut the connection after so many bytes of the body."""
     ignores_ranges: bool = False
+    ignores_if_range: bool = False
+    """Answer a range even if the file is another by now."""
     shifts_range: int = 0
     """Answer a range with one that begins so many bytes later."""
     content: bytes | None = None
@@ -132,7 +134,11 @@ def _handler(server: Server) -> type[BaseHTTPRequestHandler]:
                 headers["ETag"] = etag
             status, start = 200, 0
             asked = re.fullmatch(r"bytes=(\d+)-", self.headers.get("Range", ""))
-            if asked and not behaviour.ignores_ranges and self.headers.get("If-Range", etag) == etag:
+            if (
+                asked
+                and not behaviour.ignores_ranges
+                and (behaviour.ignores_if_range or self.headers.get("If-Range", etag) == etag)
+            ):
                 status, start = 206, int(asked.group(1)) + behaviour.shifts_range
                 if start >= len(content):
                     self._start(method, 416, {"Content-Range": f"bytes */{len(content)}", "Content-Length": "0"})

@@ -653,10 +653,12 @@ class _Transfer:
                 problem = f"asked for was all from byte {num_there} on"
             elif state.num_bytes not in (None, total):
                 problem = f"but the first {num_there} bytes are of a file of {state.num_bytes}"
-            elif state.etag and response.headers.get("ETag", state.etag) != state.etag:
-                problem = f"of another version ({response.headers['ETag']}, the part is of {state.etag})"
             else:
-                return start, total
+                name, before = ("ETag", state.etag) if state.etag else ("Last-Modified", state.last_modified)
+                now = response.headers.get(name, before)
+                if now == before or before is None:
+                    return start, total
+                problem = f"of another version ({now}, the part is of {before})"
         raise FailedDownload(
             f"{self.file.url}: the server answers with Content-Range {said!r}, {problem}; refused. The part stays; "
             f"remove {self.part} to start afresh."
@@ -809,7 +811,7 @@ def _retry_after(text: str | None) -> float | None:
     """Seconds that a server asks to wait, given as such or as a date."""
     if text is None:
         return None
-    if text.strip().isdigit():
+    if re.fullmatch(r"[0-9]+", text.strip()):
         return float(text)
     try:
         return max(0.0, email.utils.parsedate_to_datetime(text).timestamp() - time.time())

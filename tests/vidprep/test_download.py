@@ -169,6 +169,21 @@ def test_a_range_that_was_not_asked_for_is_refused(tmp_path: Path) -> None:
     assert set(files_below(tmp_path)) == {"a.bin.part", "a.bin.part.json"}
 
 
+@pytest.mark.parametrize("header", ["ETag", "Last-Modified"])
+def test_the_rest_of_another_version_is_refused(tmp_path: Path, header: str) -> None:
+    def behave(path: str, num_gets: int) -> Behaviour:
+        headers = {header: f'"{num_gets}"'}
+        if num_gets == 0:
+            return Behaviour(drop_after=1000, has_etag=False, headers=headers)
+        return Behaviour(has_etag=False, ignores_if_range=True, headers=headers)
+
+    with serve({"/a.bin": content_of("a", 5000)}, behave) as server:
+        [failure] = download_files([remote(server, "/a.bin")], tmp_path, retries=QUICK).failures
+
+    assert 'of another version ("1", the part is of "0"); refused' in failure.reason
+    assert set(files_below(tmp_path)) == {"a.bin.part", "a.bin.part.json"}
+
+
 def test_a_server_that_stays_down_is_given_up_and_named(tmp_path: Path) -> None:
     with serve({"/a.bin": b"x"}, lambda path, num_gets: Behaviour(status=503)) as server:
         [failure] = download_files([remote(server, "/a.bin")], tmp_path, retries=QUICK).failures
@@ -209,6 +224,15 @@ def test_a_server_that_asks_to_wait_is_waited_for(tmp_path: Path, form: str) -> 
         assert not download_files([remote(server, "/a.bin")], tmp_path, retries=waits).failures
 
     assert time.monotonic() - begin >= 0.3
+
+
+@pytest.mark.parametrize("asked", ["²", "-3", "soon", "Fri, 99 Foo 2020 00:00:00 GMT"])
+def test_a_wait_that_cannot_be_read_is_not_waited_for(tmp_path: Path, asked: str) -> None:
+    def behave(path: str, num_gets: int) -> Behaviour:
+        return Behaviour(status=429, headers={"Retry-After": asked}) if num_gets == 0 else Behaviour()
+
+    with serve({"/a.bin": b"x"}, behave) as server:
+        assert not download_files([remote(server, "/a.bin")], tmp_path, retries=QUICK).failures
 
 
 def test_waits_double_up_to_a_bound_and_are_drawn() -> None:
