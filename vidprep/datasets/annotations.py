@@ -32,6 +32,9 @@ __all__ = [
     "split_of_list",
 ]
 
+MAX_REPEATS_NAMED = 5
+"""Of rows that repeat others; two files of one split (val.csv and val.txt of Kinetics-600) share thousands."""
+
 YOUTUBE_ID = re.compile(r"[A-Za-z0-9_-]{11}")
 
 
@@ -270,6 +273,7 @@ class Rows:
         default_factory=dict
     )
     notes: dict[str, list[str]] = field(default_factory=dict)
+    num_repeats: dict[str, int] = field(default_factory=dict)
 
     def add(self, split: str, video: Video, *, place: str, label: str = "") -> None:
         """Take one row; a repeated one is taken once and noted.
@@ -294,7 +298,9 @@ class Rows:
                 f"{place}: {video.video_id} has label {label or 'none'!r}, another one than in {earlier_place}; "
                 "give only one of the two files, or correct the row."
             )
-        self.note(split, f"{place}: {video.video_id} repeats {earlier_place}; taken once.")
+        self.num_repeats[split] = self.num_repeats.get(split, 0) + 1
+        if self.num_repeats[split] <= MAX_REPEATS_NAMED:
+            self.note(split, f"{place}: {video.video_id} repeats {earlier_place}; taken once.")
 
     def note(self, split: str, sentence: str) -> None:
         """Keep a sentence for `Split.notes`."""
@@ -302,6 +308,9 @@ class Rows:
 
     def to_splits(self) -> dict[str, Split]:
         """A split for each name that has rows."""
+        for split, count in self.num_repeats.items():
+            if count > MAX_REPEATS_NAMED:
+                self.note(split, f"{count - MAX_REPEATS_NAMED:,} more rows repeat an earlier one; taken once.")
         return {
             split: Split(
                 dataset=self.info.name,

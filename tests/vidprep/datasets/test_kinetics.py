@@ -127,6 +127,19 @@ def test_incomplete_csv_of_kinetics_600_is_told_by_its_count(tmp_path: Path) -> 
     assert not {"train.csv", "val.csv"} & set(offered)
 
 
+def test_complete_txt_beside_the_incomplete_csv_names_a_few_of_the_repeated_rows(tmp_path: Path) -> None:
+    rows = [f"abseiling,{index:011d},17,27,val" for index in range(20)]
+    complete = write(tmp_path / "val.txt", *rows)
+    incomplete = write(tmp_path / "val.csv", "label,youtube_id,time_start,time_end,split", *rows[:12])
+    built = build_split("kinetics600", "val", [incomplete, complete])
+    assert len(built.videos) == 20
+    assert built.notes[0].endswith("val.csv, line 2; taken once.")
+    assert built.notes[5:] == (
+        "7 more rows repeat an earlier one; taken once.",
+        "kinetics600/val: 20 videos; 30,000 were published.",
+    )
+
+
 def test_json_of_deepmind_is_read_and_validate_is_val(tmp_path: Path) -> None:
     entry = {"annotations": {"label": "abseiling", "segment": [417.0, 427.0]}, "duration": 10.0, "subset": "validate"}
     path = tmp_path / "validate.json"
