@@ -84,15 +84,15 @@ class CaseResult:
         return not self.faults
 
     def line(self) -> str:
-        """The case in one line."""
-        head = f"{'ok' if self.passed else 'FAIL':<4}  {self.name}"
+        """The case in one line, whatever its name and its faults hold."""
+        head = f"{'ok' if self.passed else 'FAIL':<4}  {_flat(self.name)}"
         measured = ""
         if self.worst_output:
             measured = (
                 f"  largest error {self.error:.2g}, tolerance {self.tolerance:.2g} ({self.worst_output}: "
                 f"{self.worst:.2g} of it)"
             )
-        faults = "" if self.passed else "  " + "; ".join(self.faults[:3])
+        faults = "" if self.passed else "  " + _flat("; ".join(self.faults[:3]))
         more = f"; and {len(self.faults) - 3} more" if len(self.faults) > 3 else ""
         return f"{head}{measured}{faults}{more}  [{self.seconds:.1f} s]"
 
@@ -146,7 +146,7 @@ def run_case(path: Path) -> CaseResult:
         result = CaseResult(name=name, faults=(str(error),))
     except Exception as error:  # the code under test may fail in any way; the other cases still want to run
         logger.debug("case %s failed", name, exc_info=True)
-        result = CaseResult(name=name, faults=(f"{type(error).__name__}: {' '.join(str(error).split())}",))
+        result = CaseResult(name=name, faults=(f"{type(error).__name__}: {error}",))
     return CaseResult(
         name=name,
         faults=result.faults,
@@ -190,6 +190,10 @@ def read_case(path: Path) -> Case:
         rules=content["outputs"],
         arrays=arrays,
     )
+
+
+def _flat(text: str) -> str:
+    return " ".join(text.split())
 
 
 def _case_files(paths: Sequence[Path]) -> Iterator[Path]:
@@ -396,6 +400,8 @@ class Comparison:
 
 def _compare_all(case: Case, outputs: Mapping[str, Array]) -> CaseResult:
     faults, worst, worst_output = [], Comparison(ratio=0.0), ""
+    if all("info" in rule for rule in case.rules.values()):
+        faults.append("outputs: none of them is to be compared, so the case proves nothing")
     for name, rule in case.rules.items():
         if "info" in rule:
             continue

@@ -204,6 +204,12 @@ def test_a_line_a_case_then_the_count(tmp_path: Path, capsys: pytest.CaptureFixt
     assert capsys.readouterr().out.splitlines()[-1] == "1 passed, 0 failed"
 
 
+def test_a_case_whose_name_has_two_lines_gets_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write_case(tmp_path, "good", case="two\nlines")
+    assert verify_command([tmp_path]) == 0
+    assert capsys.readouterr().out.splitlines()[0].startswith("ok    taps/temporal_shift two lines  ")
+
+
 def _cut(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:200])
 
@@ -235,6 +241,12 @@ def test_a_broken_case_fails_with_a_sentence(
         ({"outputs": {"unknown": {"exact": True}}}, "unknown: the npz holds no such array"),
         ({"config": {"num_frames": 5, "settings": {}}}, "offline_div8: not produced"),
         ({"config": {"num_frames": 5}}, "KeyError: 'settings'"),
+        ({"outputs": {}}, "outputs: none of them is to be compared"),
+        ({"outputs": {"online_div8": {"info": "kept"}}}, "outputs: none of them is to be compared"),
+        (
+            {"config": {"num_frames": 5, "settings": {"a": {"temporal_shift": "onlin", "shift_div": 8}}}},
+            "no temporal shift 'onlin'; expected none, online, offline",
+        ),
         ({"inputs": {"x": {"array": "y"}}}, "an input wants the array 'y', which the npz does not hold"),
         (
             {"inputs": {"x": {"fn": "fill_noise"}}},

@@ -1,6 +1,6 @@
 """Temporal shift: some channels of a frame are taken from its neighbours; no parameters, no arithmetic."""
 
-from typing import Literal
+from typing import Literal, get_args
 
 from torch import Tensor
 
@@ -31,12 +31,14 @@ def temporal_shift(
         copy_edges: frames without the neighbour keep their own values; otherwise they get zeros.
 
     Raises:
-        ValueError: the rows of x are not whole clips.
+        ValueError: the rows of x are not whole clips, or no such mode.
 
     Source: TSM (Lin et al., 2019); "online" as in the published code of TAPS, which differs from TSM's.
     """
     if mode == "none":
         return x
+    if mode not in get_args(ShiftMode):
+        raise ValueError(f"no temporal shift {mode!r}; expected {', '.join(get_args(ShiftMode))}")
     if len(x) % num_frames:
         raise ValueError(f"{len(x)} frames are not whole clips of {num_frames}; give (n*t, c, h, w)")
     fold = x.shape[1] // shift_div

@@ -141,6 +141,12 @@ def test_only_causal_attention_hides_the_future(attention: AttentionMode) -> Non
     assert torch.allclose(before, after, atol=1e-9) == (attention == "causal")
 
 
+def test_an_unknown_attention_is_not_taken_for_a_known_one() -> None:
+    mode: Any = "caussal"
+    with pytest.raises(ValueError, match="no attention 'caussal'; expected full, future_bias, causal"):
+        attention_bias(mode, 3, like=torch.zeros(1))
+
+
 def test_the_published_online_bias_raises_future_scores() -> None:
     bias = attention_bias("future_bias", 3, like=torch.zeros(1))
     assert bias is not None

@@ -145,7 +145,7 @@ def _taps_config(config: Config, state: Mapping[str, Tensor]) -> TapsConfig:
             depths[match[1]] = depths.get(match[1], 0) + 1
             widths[match[1]] = len(tensor)
     return TapsConfig(
-        backbone=config.get("backbone", "resnet50"),
+        backbone="resnet50" if any(re.search(r"\.conv3\.weight$", key) for key in state) else "resnet18",
         depths=tuple(depths[stage] for stage in sorted(depths)),
         widths=tuple(widths[stage] for stage in sorted(depths)),
         dropout=config.get("dropout", 0.5),
@@ -374,7 +374,7 @@ def _network(
     frames = torch.from_numpy(inputs["video"])
     with torch.no_grad():
         output = model(frames)
-        arrays = _stage_arrays(model, frames, output)
+        arrays = _stage_arrays(model, frames, output, wanted)
     num_frames, side = frames.shape[1], model.config.static_macs_image_size
     masks, soft, logits = (model.split_gates(output.aux[name]) for name in ("masks", "soft", "gate_logits"))
     actual = network_macs(model.config, model.num_classes, size=_size(frames), num_frames=num_frames)
@@ -385,7 +385,7 @@ def _network(
     arrays |= {
         "clip_logits": output.logits,
         "frame_logits": output.aux["frame_logits"],
-        "gate_logits_per_block.first16": torch.stack([part.flatten(0, 1)[:, :16] for part in logits], dim=1),
+        "gate_logits_per_block": torch.stack([part.flatten(0, 1)[:, : min(model.num_gates)] for part in logits], dim=1),
         "gate_logits_per_block.stats": np.stack([_stats(part.numpy()) for part in logits]),
         "gate_mask_packed": np.packbits(output.aux["masks"].flatten(0, 1).numpy() > 0, axis=-1),
         "keep_fraction_per_block": torch.stack([part.mean() for part in masks]),
@@ -402,7 +402,7 @@ def _size(frames: Tensor) -> tuple[int, int]:
     return frames.shape[-2], frames.shape[-1]
 
 
-def _stage_arrays(model: Taps, frames: Tensor, output: Output) -> Arrays:
+def _stage_arrays(model: Taps, frames: Tensor, output: Output, wanted: Collection[str]) -> Arrays:
     """What leaves the stem, each stage and the pooling, in a second pass stage by stage.
 
     Raises:
@@ -423,8 +423,8 @@ def _stage_arrays(model: Taps, frames: Tensor, output: Output) -> Arrays:
         raise UnsupportedCase("running stage by stage gives other logits than the model's forward.")
     arrays: Arrays = {"features": features, "features_frame_mean": features.mean(1)}
     for name, value in maps.items():
-        # Reduced here, so that only one feature map is kept in full at a time.
-        arrays[f"{name}.stats"] = _stats(value.numpy())
+        # Reduced here, as the case asks: no feature map of a full-size network is kept for nothing.
+        arrays |= _named({name: value}, wanted)
         arrays[f"{name}_frame_mean"] = value.mean((1, 2, 3))
     return arrays
 

@@ -1,7 +1,7 @@
 """The policy of one residual block: which channels of conv1 each frame keeps, decided from all frames of its clip."""
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor, nn
@@ -122,7 +122,12 @@ def attention_bias(mode: AttentionMode, num_frames: int, *, like: Tensor) -> Ten
 
     "future_bias" is what the published "online" flag does: its float mask is added, so later frames are attended
     MORE. "causal" is what the flag's name says. Source: specification section 2.5.
+
+    Raises:
+        ValueError: no such mode.
     """
+    if mode not in get_args(AttentionMode):
+        raise ValueError(f"no attention {mode!r}; expected {', '.join(get_args(AttentionMode))}")
     if mode == "full":
         return None
     value = 1.0 if mode == "future_bias" else float("-inf")
