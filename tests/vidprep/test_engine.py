@@ -247,3 +247,6 @@ def test_one_run_at_a_time_holds_a_lock(tmp_path: Path) -> None:
 def test_differences_are_named_with_both_values() -> None:
     assert differences({"a": 1, "b": 2}, {"a": 1, "b": 3, "c": 4}) == "b was 2, now 3; c was None, now 4"
     assert differences({"a": 1}, {"a": 1}) == ""
+    many = {f"setting_{number}": number for number in range(9)}
+    assert differences({"frames": many}, {"frames": many | {"setting_8": 0}}) == "frames.setting_8 was 8, now 0"
+    assert differences({"frames": None}, {"frames": {"fps": 5}}) == "frames was None, now {'fps': 5}"
