@@ -213,6 +213,8 @@ def shard(
         raise UsageError("boxes belong to the frames as they are delivered; leave --from frames out.")
     index = read_frame_index(frames_from) if frames_from is not None else None
     settings = index.settings if index is not None else (frames or FrameFormat()) if content == "frames" else None
+    if settings is not None and settings.template.endswith(".png"):
+        raise UsageError(f"shards hold JPEG frames, got {settings.template!r}; extract them with a --template in .jpg.")
     source = "frames" if index is not None else "videos" if delivered is None else "delivered frames"
     plan = _plan(split, content=content, settings=settings, source=source, per_shard=samples_per_shard, check=check)
     if index is None and delivered is not None:

@@ -349,6 +349,14 @@ def test_extracted_frames_give_the_same_shards_as_the_videos(videos: dict[str, P
     assert tars(tmp_path / "a") == tars(tmp_path / "b")
 
 
+def test_extracted_png_frames_are_refused(videos: dict[str, Path], tmp_path: Path) -> None:
+    split = make_split(*videos)
+    extract(split, videos, out=tmp_path / "frames", settings=FrameFormat(template="{:03d}.png"))
+    with pytest.raises(UsageError, match=r"shards hold JPEG frames, got '{:03d}.png'; extract them with a --template"):
+        shard(split, {}, out=tmp_path / "shards", content="frames", frames_from=tmp_path / "frames")
+    assert not (tmp_path / "shards").exists()
+
+
 def test_missing_and_damaged_extracted_frames_are_faults(videos: dict[str, Path], tmp_path: Path) -> None:
     split = make_split(*videos, "gone.mp4")
     frames = tmp_path / "frames"
