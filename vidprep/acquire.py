@@ -134,6 +134,10 @@ def download_dataset(
         unpacked = [mark for group in groups if group not in waiting for mark in _marks_of(group, root)]
         failures = [f"{failure.path.name}: {failure.reason}" for failure in list_failures]
         num_files, num_new_bytes = sum(len(group.files) for group in groups if group not in waiting), 0
+        for group in groups if delete_archives else ():
+            left = [path for file in group.files if (path := place(file, root)).is_file()]
+            if left and group not in waiting:  # a run that was killed had freed some of its parts only
+                _unpack_all(left, root, group.unpack_to, delete_archives, unpacked=[], failures=failures)
         with closing(
             fetch_files(
                 [planned.file for planned in plan.files],

@@ -204,7 +204,8 @@ def unpack(
     mark = marks / f"{archive.name}.json"
     states = {part.name: source_state(part) for part in archive.parts}
     before = _read_mark(mark)
-    if before is not None and before["parts"] == states:
+    # Fewer parts than then: the rest was removed already, by a run that was killed meanwhile.
+    if before is not None and states.items() <= before["parts"].items():
         result = Unpacked(name=archive.name, num_files=before["num_files"], num_bytes=before["num_bytes"], is_new=False)
     else:
         result = _unpack_now(archive, folder, limits or Limits(), progress)
@@ -216,7 +217,8 @@ def unpack(
             facts = {**asdict(result), "parts": states}
             stream.write(json.dumps(facts, indent=1).encode())
     if delete_archives:
-        for part in archive.parts:
+        # The last one first, so that after a kill none seems to be missing between the others.
+        for part in reversed(archive.parts):
             with writing(part):
                 part.unlink(missing_ok=True)
     return result

@@ -131,6 +131,21 @@ def test_freed_archives_are_not_fetched_again(tmp_path: Path) -> None:
         assert plan.num_missing == 0
 
 
+def test_parts_that_a_killed_run_had_not_freed_yet_are_freed_by_the_next(tmp_path: Path) -> None:
+    with serve(dict(SERVED)) as server:
+        download_dataset(INFO, tmp_path, mirror=server.url, retries=QUICK)
+        num_requests = len(server.requests)
+        (tmp_path / "archives" / "more-01").unlink()
+
+        report = download_dataset(INFO, tmp_path, mirror=server.url, delete_archives=True, retries=QUICK)
+
+        assert report.failures == ()
+        assert len(report.unpacked) == 4
+        assert len(server.requests) == num_requests
+    assert not list((tmp_path / "archives").glob("more-*"))
+    assert files_of(tmp_path) == WHOLE
+
+
 def test_a_failure_leaves_the_rest_whole_and_the_next_run_mends_it(tmp_path: Path) -> None:
     served = {**SERVED, "/train/part_0.tar.gz": SERVED["/train/part_0.tar.gz"][:-5]}
 

@@ -502,6 +502,36 @@ def test_parts_are_freed_when_all_is_verified_and_not_before(at: Place) -> None:
     )
 
 
+@pytest.mark.parametrize("num_freed", [1, 2, 3])
+def test_parts_that_a_killed_run_had_not_freed_yet_are_freed_by_the_next(
+    at: Place, num_freed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = tar_of(FILES)
+    for number in range(4):
+        at.add(f"set-0{number}", whole[number * 20_000 : (number + 1) * 20_000])
+    unlinked: list[Path] = []
+    really_unlink = Path.unlink
+
+    def unlink(path: Path, missing_ok: bool = False) -> None:
+        if path.parent == at.source:
+            if len(unlinked) == num_freed:
+                raise KeyboardInterrupt
+            unlinked.append(path)
+        really_unlink(path, missing_ok=missing_ok)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "unlink", unlink)
+        with pytest.raises(KeyboardInterrupt):
+            at.unpack(delete_archives=True)
+    assert len(list(at.source.iterdir())) == 4 - num_freed
+
+    [again] = at.unpack(delete_archives=True)
+
+    assert not again.is_new
+    assert not list(at.source.iterdir())
+    assert at.files() == FILES
+
+
 def test_what_a_killed_run_left_is_removed(at: Place) -> None:
     (at.target / ".unpacking-set.tar.gz" / "half").mkdir(parents=True)
     at.add("set.tar.gz", tar_of(FILES))
