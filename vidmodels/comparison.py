@@ -6,6 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -55,6 +56,15 @@ class ScoredRun:
         """Between both forms, over all videos and classes."""
         trainable, dynamic = (self.forms[name].result for name in ("trainable", "dynamic"))
         return float((trainable.scores - dynamic.scores).abs().max())
+
+    @property
+    def different_gates(self) -> tuple[int, int] | None:
+        """Gates that the forms set differently, and clips with such a gate; None for methods without gates."""
+        trainable, dynamic = (self.forms[name].result.packed_masks for name in ("trainable", "dynamic"))
+        if trainable is None or dynamic is None:
+            return None
+        per_clip = np.unpackbits(trainable ^ dynamic, axis=1).sum(axis=1)
+        return int(per_clip.sum()), int(np.count_nonzero(per_clip))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,6 +130,12 @@ class Comparison:
                 f"{scored.run.name}: both forms predict the same for {scored.same_predictions} of "
                 f"{len(dynamic.result.video_id)} videos; scores differ by at most {scored.largest_score_difference:.1e}"
             )
+            if scored.different_gates is not None and scored.different_gates[0]:
+                num_gates, num_clips = scored.different_gates
+                lines.append(
+                    f"{scored.run.name}: {num_gates} gates differ between the forms, in {num_clips} of "
+                    f"{dynamic.result.num_clips} clips: their logits are so near 0 that rounding decides"
+                )
         return lines
 
     def to_json(self) -> dict[str, Any]:
@@ -144,6 +160,8 @@ class Comparison:
             if "dynamic" in scored.forms:
                 entry["same_predictions"] = scored.same_predictions
                 entry["largest_score_difference"] = scored.largest_score_difference
+                if scored.different_gates is not None:
+                    entry["different_gates"], entry["clips_with_different_gates"] = scored.different_gates
             content["runs"].append(entry)
         return content
 
@@ -201,6 +219,7 @@ def compare_runs(
                     average=recipe.eval.average,
                     summarise=method.summarise,
                     renumber_present_classes=recipe.eval.renumber_present_classes,
+                    keep_masks=len(forms) > 1,
                     device=chosen,
                     description=f"{run.name} {name}",
                 )

@@ -7,8 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+import numpy as np
 import pandas as pd
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from vidmodels.checkpoints import write_atomically
@@ -43,6 +45,8 @@ class Result:
     """The method's own figures, mean over the clips."""
     seconds: float
     """Wall clock, loading included."""
+    packed_masks: NDArray[np.uint8] | None = None
+    """(clips, bytes): `aux["masks"]` of every clip, a bit a gate, where asked for and the method has them."""
 
     @property
     def metrics(self) -> dict[str, float]:
@@ -63,6 +67,7 @@ def classify(
     average: Literal["logits", "probabilities"] = "logits",
     summarise: Callable[[nn.Module, Output], Mapping[str, float]] | None = None,
     renumber_present_classes: bool = False,
+    keep_masks: bool = False,
     device: torch.device | str = "cpu",
     description: str = "evaluate",
 ) -> Result:
@@ -76,6 +81,7 @@ def classify(
         average: what is averaged over the v views of a video: logits (softmax after), or probabilities.
         summarise: the method's figures of a batch, means per clip; (model, output) -> {name: value}.
         renumber_present_classes: see `metrics.mean_average_precision`.
+        keep_masks: keep which gates were open in each clip.
         device: where the model is.
         description: of the progress display.
 
@@ -86,7 +92,7 @@ def classify(
     started = time.perf_counter()
     was_training = model.training
     video_id: list[str] = []
-    labels, scores, probabilities = [], [], []
+    labels, scores, probabilities, masks = [], [], [], []
     sums: dict[str, float] = {}
     num_clips = 0
     model.eval()
@@ -110,6 +116,8 @@ def classify(
                 labels.append(batch.labels)
                 video_id += batch.video_id
                 num_clips += batch_size * num_views
+                if keep_masks and "masks" in output.aux:
+                    masks.append(np.packbits(output.aux["masks"].flatten(1).cpu().numpy() > 0, axis=1))
                 for name, value in (summarise(model, output) if summarise else {}).items():
                     sums[name] = sums.get(name, 0.0) + value * batch_size * num_views
     finally:
@@ -131,6 +139,7 @@ def classify(
         num_clips=num_clips,
         summary={name: total / num_clips for name, total in sums.items()},
         seconds=time.perf_counter() - started,
+        packed_masks=np.concatenate(masks) if masks else None,
     )
 
 

@@ -98,6 +98,9 @@ def test_runs_are_evaluated_side_by_side(runs: Path, tmp_path: Path, capsys: pyt
     dense, taps = json.loads(figures.read_text())["runs"]
     assert taps["same_predictions"] == taps["num_videos"] == 8
     assert taps["largest_score_difference"] < 1e-4
+    assert (taps["different_gates"], taps["clips_with_different_gates"]) == (0, 0)
+    assert "different_gates" not in dense
+    assert "gates differ" not in out
     # the dynamic form runs exactly what the masks promise, the trainable form runs everything
     assert taps["forms"]["dynamic"]["gmacs_per_clip"] == pytest.approx(taps["promised_gmacs"], rel=1e-9)
     assert taps["forms"]["dynamic"]["gmacs_per_clip"] < taps["forms"]["trainable"]["gmacs_per_clip"]
