@@ -127,6 +127,12 @@ def test_incomplete_csv_of_kinetics_600_is_told_by_its_count(tmp_path: Path) -> 
     assert not {"train.csv", "val.csv"} & set(offered)
 
 
+def test_file_of_kinetics_700_is_counted_though_no_number_was_published(tmp_path: Path) -> None:
+    path = write(tmp_path / "val.csv", "label,youtube_id,time_start,time_end,split", "abseiling,yq_M1PMw2hY,38,48,val")
+    (note,) = build_split("kinetics700", "val", [path]).notes
+    assert note.startswith("kinetics700/val: 1 videos; vidprep knows no published number")
+
+
 def test_complete_txt_beside_the_incomplete_csv_names_a_few_of_the_repeated_rows(tmp_path: Path) -> None:
     rows = [f"abseiling,{index:011d},17,27,val" for index in range(20)]
     complete = write(tmp_path / "val.txt", *rows)
