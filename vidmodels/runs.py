@@ -4,6 +4,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -12,9 +13,9 @@ from vidmodels.checkpoints import CheckpointError, load_checkpoint, load_into, r
 from vidmodels.methods import METHODS
 from vidmodels.recipes import load_recipe, read_recipe
 from vidmodels.types import Recipe
-from vidprep.errors import UsageError
+from vidprep.errors import UsageError, VidprepError
 
-__all__ = ["Run", "find_run", "load_model"]
+__all__ = ["Run", "find_run", "load_model", "read_facts"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,8 +69,23 @@ def find_run(target: Path, *, recipe: str | None = None, overrides: Sequence[str
     else:
         raise UsageError(f"{target}: brings no recipe; say which with --recipe.")
     facts = folder / "run.json"
-    data = Path(json.loads(facts.read_text())["data"]) if facts.exists() else None
+    data = Path(read_facts(facts)["data"]) if facts.exists() else None
     return Run(name=name, recipe=loaded, weights=weights, data=data)
+
+
+def read_facts(path: Path) -> dict[str, Any]:
+    """What a run's `run.json` says: `data`, the folder of its shards, and more.
+
+    Raises:
+        VidprepError: missing or broken.
+    """
+    try:
+        facts = json.loads(path.read_text(encoding="utf-8"))
+        if isinstance(facts, dict) and isinstance(facts.get("data"), str):
+            return facts
+    except (FileNotFoundError, ValueError) as error:
+        raise VidprepError(f"{path}: not the facts of a training run ({error}); train into another folder.") from error
+    raise VidprepError(f"{path}: not the facts of a training run (no data); train into another folder.")
 
 
 def load_model(run: Run, *, num_classes: int, device: torch.device | str = "cpu") -> nn.Module:

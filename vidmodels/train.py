@@ -40,6 +40,7 @@ from vidmodels.data import open_split
 from vidmodels.evaluate import choose_device, classify
 from vidmodels.methods import METHODS
 from vidmodels.recipes import dump_recipe, load_recipe
+from vidmodels.runs import read_facts
 from vidmodels.schedules import learning_rate_factor
 from vidmodels.types import Method, Recipe, Train
 from vidprep.console import track
@@ -176,8 +177,8 @@ def _check_folder(recipe: Recipe, facts: Mapping[str, Any], out: Path) -> None:
         return
     other = load_recipe(out / "recipe.toml")
     differing = _differences(dataclasses.asdict(other), dataclasses.asdict(recipe))
-    before = json.loads((out / "run.json").read_text())
-    if before["shards"] != facts["shards"]:
+    before = read_facts(out / "run.json")
+    if before.get("shards") != facts["shards"]:
         differing.append(f"shards: those of {before['data']} there, those of {facts['data']} now")
     if differing:
         raise UsageError(
@@ -232,7 +233,7 @@ def _run_epochs(
     records: list[dict[str, Any]] = []
     if (out / "last.pt").exists():
         epochs_done = _resume(parts, out / "last.pt")
-        records = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()][:epochs_done]
+        records = _read_log(out / "log.jsonl", epochs_done)
         logger.info("%s: going on after epoch %d of %d", out, epochs_done, settings.epochs)
     with _tensorboard(out / "tensorboard", first_epoch=len(records)) as board:
         for epoch in range(len(records), settings.epochs):
@@ -355,6 +356,20 @@ def _resume(parts: Parts, path: Path) -> int:
     for name, gradient in state.gradients.items():
         parameters[name].grad = gradient.to(parts.device)
     return state.epochs_done
+
+
+def _read_log(path: Path, epochs_done: int) -> list[dict[str, Any]]:
+    """The records of the epochs that `last.pt` counts as done; a later one is written again."""
+    try:
+        records = [json.loads(line) for line in path.read_text().splitlines()][:epochs_done]
+        epochs = [record["epoch"] for record in records]
+    except (FileNotFoundError, ValueError, TypeError, KeyError) as error:
+        raise VidprepError(f"{path}: no readable log of this run ({error}); train into another folder.") from error
+    if epochs != list(range(epochs_done)):
+        raise VidprepError(
+            f"{path}: {epochs_done} epochs are done, but the log has {len(epochs)} of them; train into another folder."
+        )
+    return records
 
 
 def _best(records: list[dict[str, Any]], recipe: Recipe) -> dict[str, Any]:

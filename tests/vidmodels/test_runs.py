@@ -9,7 +9,7 @@ from vidmodels.checkpoints import CheckpointError, TrainingState, save_training,
 from vidmodels.methods import METHODS
 from vidmodels.recipes import dump_recipe, load_recipe
 from vidmodels.runs import find_run, load_model
-from vidprep.errors import UsageError
+from vidprep.errors import UsageError, VidprepError
 
 RECIPE = load_recipe("taps/toy", TINY)
 
@@ -69,3 +69,10 @@ def test_pytorch_files_of_ours_are_not_converted(folder: Path) -> None:
     torch.save(state, folder / "plain.pth")
     again = load_model(find_run(folder / "plain.pth"), num_classes=4).state_dict()
     torch.testing.assert_close(again, state, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("content", ["{", "[]", "{}"])
+def test_broken_facts_of_a_run_are_one_sentence(folder: Path, content: str) -> None:
+    (folder / "run.json").write_text(content)
+    with pytest.raises(VidprepError, match=r"run\.json: not the facts of a training run"):
+        find_run(folder)

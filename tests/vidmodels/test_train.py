@@ -164,6 +164,23 @@ def test_an_interrupted_run_goes_on_to_the_very_same_weights(
 
 
 @pytest.mark.usefixtures("splits")
+@pytest.mark.parametrize(
+    ("lines", "sentence"), [(1, "2 epochs are done, but the log has 1 of them"), (None, "no readable log of this run")]
+)
+def test_a_run_whose_log_lost_epochs_does_not_train_them_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lines: int | None, sentence: str
+) -> None:
+    use_method(monkeypatch, replace(fakes.METHOD, training_step=Interruption(12, KeyboardInterrupt())))
+    with pytest.raises(KeyboardInterrupt):
+        run(recipe_with(), tmp_path)
+    log = tmp_path / "log.jsonl"
+    kept = log.read_text().splitlines(keepends=True)
+    log.unlink() if lines is None else log.write_text("".join(kept[:lines]))
+    with pytest.raises(VidprepError, match=sentence):
+        run(recipe_with(), tmp_path)
+
+
+@pytest.mark.usefixtures("splits")
 def test_gradients_outside_the_optimiser_survive_an_interruption(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
