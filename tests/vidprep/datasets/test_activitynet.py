@@ -175,6 +175,12 @@ def test_list_of_taps_is_read_with_one_class_a_video(testdata: Path) -> None:
     assert built.videos[0] == Video(video_id="JDg--pjY5gg", labels=(10,))
 
 
+def test_misspelt_and_punctuated_names_are_the_official_ones() -> None:
+    misspelt = {"Polishing forniture", "Mooping floor", "Hitting a pinata"}
+    punctuated = {"Blow-drying hair", "Carving jack-o-lanterns", "Ping-pong", "Rock-paper-scissors"}
+    assert misspelt | punctuated <= set(read_classes("activitynet"))
+
+
 def test_list_of_ar_net_may_give_up_to_three_classes(tmp_path: Path) -> None:
     path = tmp_path / "actnet_train_split.txt"
     path.write_text("v_sJFgo9H6zNo,141,57,60,60\r\nv_u2uoYvo8J5s,210,171")

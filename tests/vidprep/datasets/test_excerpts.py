@@ -81,6 +81,33 @@ def test_excerpt_is_read_whole(testdata: Path, name: str, files: list[str], coun
     assert {split: len(of_split.videos) for split, of_split in built.items()} == counts
 
 
+@pytest.mark.parametrize(
+    ("name", "file", "given"),
+    [
+        ("epic_kitchens", "EPIC_100_tail_nouns.csv", "noun"),
+        ("epic_kitchens", "EPIC_100_tail_verbs.csv", "verb"),
+        ("epic_kitchens", "EPIC_100_unseen_participant_ids_validation.csv", "participant_id"),
+        ("epic_kitchens", "Extension_Participants.csv", "Participant,ReturningKitchen"),
+        ("epic_kitchens", "epic_55_splits.csv", "participant_id,video_id,split"),
+        ("epic_kitchens", "epic_errata.csv", "rdsf_path,dropbox_path"),
+        ("epic_kitchens", "epic_md5.csv", "md5,file_remote_path,version"),
+        ("kinetics400", "video2dataset_test_yt.csv", ""),
+        ("kinetics400", "video2dataset_test_webvid.csv", ""),
+    ],
+)
+def test_tables_that_list_no_clips_are_refused(testdata: Path, name: str, file: str, given: str) -> None:
+    with pytest.raises(UsageError, match=rf"{file}, line 1: expected the header .* got '{given}"):
+        build_splits(name, [testdata / "annotations" / file])
+
+
+def test_every_excerpt_is_named_in_a_test(testdata: Path) -> None:
+    tests = "".join(path.read_text() for path in Path(__file__).parent.parent.rglob("test_*.py"))
+    excerpts = [path for folder in ("annotations", "lists", "classes") for path in (testdata / folder).iterdir()]
+    assert len(excerpts) == 71
+    unnamed = {path.name for path in excerpts if path.name not in tests}
+    assert unnamed <= {"EPIC_100_license.txt"}
+
+
 def test_ids_of_xie_are_joined_with_the_annotations_of_kinetics(testdata: Path) -> None:
     ids = testdata / "lists" / "minikinetics200_xie_val_ytid_list.head200.txt"
     built = build_splits("mini_kinetics_xie2018", [ids, testdata / "annotations" / "kinetics-400_val.dash_ids.csv"])

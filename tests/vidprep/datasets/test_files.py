@@ -102,6 +102,13 @@ def test_replacement_whose_times_differ_is_told_by_its_first_11_letters(tmp_path
     assert locate("kinetics400", tmp_path, CLIP) == {CLIP: same_times}
 
 
+def test_ids_that_differ_in_case_alone_are_two_videos(tmp_path: Path) -> None:
+    paths = {video_id: touch(tmp_path / "val" / f"{video_id}.mp4") for video_id in (CLIP, CLIP.swapcase())}
+    if len(list((tmp_path / "val").iterdir())) < 2:
+        pytest.skip("the file system does not tell capitals from small letters")
+    assert locate("kinetics400", tmp_path, *paths) == paths
+
+
 def test_split_of_the_list_comes_before_other_folders(tmp_path: Path) -> None:
     touch(tmp_path / "train" / f"{CLIP}.mp4")
     path = touch(tmp_path / "val" / f"{CLIP}.mp4")

@@ -133,6 +133,22 @@ def test_file_of_kinetics_700_is_counted_though_no_number_was_published(tmp_path
     assert note.startswith("kinetics700/val: 1 videos; vidprep knows no published number")
 
 
+def test_classes_that_a_later_release_lacks_are_those_that_were_renamed_or_dropped() -> None:
+    of_400, of_600, of_700 = (set(read_classes(f"kinetics{number}")) for number in (400, 600, 700))
+    assert len(of_400 - of_600) == 32
+    assert {"changing wheel", "drinking beer", "cooking chicken"} <= of_400 - of_600
+    assert of_600 - of_700 == {
+        "bull fighting",
+        "chopping vegetables",
+        "passing american football (not in game)",
+        "picking fruit",
+    }
+
+
+def test_holdout_of_kinetics_600_is_no_part_of_test() -> None:
+    assert not [file.url for file in get("kinetics600").files if "holdout" in file.url]
+
+
 def test_complete_txt_beside_the_incomplete_csv_names_a_few_of_the_repeated_rows(tmp_path: Path) -> None:
     rows = [f"abseiling,{index:011d},17,27,val" for index in range(20)]
     complete = write(tmp_path / "val.txt", *rows)
