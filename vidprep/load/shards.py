@@ -6,6 +6,7 @@ use one data set at the same time.
 
 import json
 import os
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -280,8 +281,14 @@ def _check_shards(folder: Path, manifest: Manifest, rows: Sequence[SampleRow]) -
                 f"{folder / row.shard}: sample {row.key} should hold a json file and {expected} of "
                 f"{manifest.content}, the table of samples says {len(names)} files; write the shards again."
             )
+    num_listed = Counter(row.shard for row in rows)
     for shard in manifest.shards:
         path = folder / shard.name
+        if num_listed[shard.name] != shard.num_samples:
+            raise CorruptShard(
+                f"{path}: the table of samples lists {num_listed[shard.name]} of its {shard.num_samples} samples; "
+                "write the table again with `vidprep shard`."
+            )
         try:
             num_bytes = path.stat().st_size
         except OSError as error:

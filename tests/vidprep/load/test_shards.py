@@ -297,6 +297,9 @@ def test_a_table_that_does_not_fit_its_manifest_is_refused(tmp_path: Path, sourc
     samples_to_frame([replace(rows[0], shard="other.tar"), rows[1]]).to_parquet(folder / "train.parquet")
     with pytest.raises(CorruptShard, match=r"other\.tar: in the table of samples, not in the manifest"):
         ShardDataset(folder, **PLAIN)
+    samples_to_frame(rows[:1]).to_parquet(folder / "train.parquet")
+    with pytest.raises(CorruptShard, match=r"train-\d+\.tar: the table of samples lists 1 of its 2 samples; write the"):
+        ShardDataset(folder, **PLAIN)
 
 
 @pytest.mark.parametrize(
