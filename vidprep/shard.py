@@ -400,9 +400,13 @@ def _is_finished(unit: _Unit, job: _Job) -> bool:
             return False
     except (OSError, ValueError, KeyError, TypeError):
         return False  # no sidecar, or one of a broken disk: the shard is written again
-    items = {sample_id(item.video): item for item in unit.items}
+    # Several segments of a video may go by one id.
+    states: dict[str, list[list[int] | None]] = {fault.video_id: [] for fault in finished.faults}
+    for item in unit.items:
+        if sample_id(item.video) in states:
+            states[sample_id(item.video)].append(_state(item))
     return all(
-        _state(items[fault.video_id]) == source for fault, source in zip(finished.faults, finished.sources, strict=True)
+        source in states[fault.video_id] for fault, source in zip(finished.faults, finished.sources, strict=True)
     )
 
 

@@ -349,6 +349,19 @@ def test_extracted_frames_give_the_same_shards_as_the_videos(videos: dict[str, P
     assert tars(tmp_path / "a") == tars(tmp_path / "b")
 
 
+def test_a_fault_of_one_segment_is_not_tried_again_for_another_of_the_same_video(
+    videos: dict[str, Path], tmp_path: Path
+) -> None:
+    segments = tuple(
+        Video(video_id="e.mp4", labels=(0,), start_seconds=start, end_seconds=start + 0.5) for start in (90.0, 0.0)
+    )
+    split = replace(make_split("e.mp4"), videos=segments)
+    extract(split, videos, out=tmp_path / "frames", settings=FrameFormat())
+    for num_new in (1, 0):
+        report = shard(split, {}, out=tmp_path / "shards", content="frames", frames_from=tmp_path / "frames")
+        assert (report.num_samples, report.num_new_shards) == (1, num_new)
+
+
 def test_extracted_png_frames_are_refused(videos: dict[str, Path], tmp_path: Path) -> None:
     split = make_split(*videos)
     extract(split, videos, out=tmp_path / "frames", settings=FrameFormat(template="{:03d}.png"))
