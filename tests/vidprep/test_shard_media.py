@@ -158,7 +158,7 @@ def test_workers_and_restarts_do_not_change_a_byte_of_frame_shards(folders: dict
     (tmp_path / "1" / "val-000002.jsonl").unlink()
     assert shard(split, folders, out=tmp_path / "1", samples_per_shard=1, **arguments).num_new_shards == 2
     assert tars(tmp_path / "1") == tars(tmp_path / "2")
-    with pytest.raises(UsageError, match=r"delivered\.fps was 12, now 30; give another --out"):
+    with pytest.raises(UsageError, match=r"\(delivered\.fps was 12, now 30\); give another --out"):
         shard(
             split,
             folders,
