@@ -6,7 +6,7 @@ import sys
 import time
 from collections.abc import Iterable, Iterator, Sized
 from contextlib import contextmanager
-from typing import TypeVar
+from typing import TextIO, TypeVar
 
 import typer
 
@@ -53,10 +53,19 @@ def run_app(app: typer.Typer) -> int:
     return status
 
 
+class _PrintingHandler(logging.StreamHandler[TextIO]):
+    """Prints what is logged; a reader that has seen enough (`head`) ends the program, as with any other output."""
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - logging's name
+        if isinstance(sys.exc_info()[1], BrokenPipeError):
+            raise
+        super().handleError(record)
+
+
 @contextmanager
 def _printed_log() -> Iterator[None]:
     """What both packages log, from INFO on, goes to stdout as plain lines."""
-    handler = logging.StreamHandler(sys.stdout)
+    handler = _PrintingHandler(sys.stdout)
     handler.setFormatter(logging.Formatter("%(message)s"))
     loggers = [logging.getLogger(name) for name in ("vidprep", "vidmodels")]
     before = [logger.level for logger in loggers]

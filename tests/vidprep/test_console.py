@@ -1,4 +1,6 @@
 import errno
+import subprocess
+import sys
 import logging
 from collections.abc import Callable
 
@@ -79,3 +81,24 @@ def test_progress_is_a_bar_on_a_terminal(monkeypatch: pytest.MonkeyPatch, capsys
 def test_quick_work_prints_no_progress(capsys: pytest.CaptureFixture[str]) -> None:
     assert list(track(range(100), description="videos")) == list(range(100))
     assert capsys.readouterr().err == ""
+
+
+def test_a_reader_that_has_seen_enough_ends_the_program_without_a_traceback() -> None:
+    script = (
+        "import logging, sys, typer\n"
+        "from vidprep.console import run_app\n"
+        "app = typer.Typer(rich_markup_mode=None)\n"
+        "@app.command()\n"
+        "def talk() -> None:\n"
+        "    for _ in range(100_000):\n"
+        "        logging.getLogger('vidprep').info('a line that nobody waits for')\n"
+        "sys.exit(run_app(app))\n"
+    )
+    with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stderr is not None
+        process.stdout.readline()
+        process.stdout.close()
+        errors = process.stderr.read()
+    assert process.returncode == 1
+    assert errors == b""
