@@ -1,7 +1,7 @@
 import errno
+import logging
 import subprocess
 import sys
-import logging
 from collections.abc import Callable
 
 import pytest
