@@ -399,6 +399,8 @@ def fetch_files(
         raise UsageError("a list of URLs is expanded with `expand_lists` first.")
     if not files:
         return
+    # Before a thread begins: one that ends with an error of its own would be waited for for ever.
+    url_of = {place(file, target): with_mirror(file.url, mirror) for file in files}
     with writing(target):
         (target / STATE_FOLDER).mkdir(parents=True, exist_ok=True)
     sizes = {planned.path: planned.num_bytes for planned in plan.files} if plan else {}
@@ -420,7 +422,7 @@ def fetch_files(
                 transfer = _Transfer(
                     file=file,
                     path=path,
-                    url=with_mirror(file.url, mirror),
+                    url=url_of[path],
                     client=client,
                     retries=retries or Retries(),
                     stop=stop,

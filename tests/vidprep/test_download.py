@@ -328,6 +328,13 @@ def test_a_mirror_serves_the_same_paths(tmp_path: Path) -> None:
     assert [one.path for one in report.fetched] == [tmp_path / "archives" / "part_0.tar.gz"]
 
 
+def test_a_mirror_that_is_no_server_is_refused_before_anything_begins(tmp_path: Path) -> None:
+    files = [RemoteFile(url="https://publisher.invalid/a.bin", num_bytes=1)]
+    with pytest.raises(UsageError, match="mirror: the address of a server such as http://host:8000, got 'foo'"):
+        download_files(files, tmp_path / "out", mirror="foo")
+    assert not (tmp_path / "out").exists()
+
+
 def test_files_lie_where_they_say(tmp_path: Path) -> None:
     url = "https://publisher.invalid/a/part%200.tar.gz?version=1"
     assert place(RemoteFile(url=url), tmp_path) == tmp_path / "part 0.tar.gz"
