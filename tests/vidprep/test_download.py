@@ -108,13 +108,61 @@ def test_a_dropped_connection_goes_on_at_the_missing_byte(tmp_path: Path) -> Non
         assert server.num_sent() == len(content)
 
 
-def test_a_file_without_length_or_validator_is_fetched_whole(tmp_path: Path) -> None:
+def test_a_body_in_chunks_that_lacks_its_end_is_asked_for_again(tmp_path: Path) -> None:
     content = content_of("a", 50_000)
 
-    with serve({"/a.bin": content}, lambda path, num_gets: Behaviour(has_length=False, has_etag=False)) as server:
-        report = download_files([remote(server, "/a.bin", is_published=False)], tmp_path, retries=QUICK)
+    def behave(path: str, num_gets: int) -> Behaviour:
+        return Behaviour(is_chunked=True, has_etag=False, drop_after=20_000 if num_gets < 2 else None)
 
-    assert [one.num_bytes for one in report.fetched] == [len(content)]
+    with serve({"/a.bin": content}, behave) as server:
+        report = download_files([remote(server, "/a.bin", is_published=False)], tmp_path, retries=QUICK)
+        assert len(server.gets()) == 3
+
+    assert (tmp_path / "a.bin").read_bytes() == content
+    assert (report.failures, report.notes) == ((), ())
+
+
+def test_a_file_whose_end_nobody_says_is_taken_with_a_note(tmp_path: Path) -> None:
+    content = content_of("a", 50_000)
+
+    def behave(path: str, num_gets: int) -> Behaviour:
+        return Behaviour(has_length=False, has_etag=False)
+
+    with serve({"/a.bin": content, "/b.bin": content}, behave) as server:
+        files = [remote(server, "/a.bin", is_published=False), remote(server, "/b.bin")]
+        report = download_files(files, tmp_path, retries=QUICK)
+
+    assert [one.num_bytes for one in report.fetched] == [len(content)] * 2
+    [note] = report.notes
+    assert note.startswith(
+        f"{tmp_path / 'a.bin'}: length unknown: 50000 bytes came, but its server did not say how many"
+    )
+
+
+def test_a_length_that_was_said_beforehand_shows_a_cut(tmp_path: Path) -> None:
+    content = content_of("a", 50_000)
+
+    def behave(path: str, num_gets: int) -> Behaviour:
+        if num_gets < 0:
+            return Behaviour()
+        return Behaviour(has_length=False, has_etag=False, drop_after=20_000 if num_gets == 0 else None)
+
+    with serve({"/a.bin": content}, behave) as server:
+        report = download_files([remote(server, "/a.bin", is_published=False)], tmp_path, retries=QUICK)
+        assert len(server.gets()) == 2
+
+    assert (tmp_path / "a.bin").read_bytes() == content
+    assert (report.failures, report.notes) == ((), ())
+
+
+def test_a_list_of_urls_whose_end_nobody_says_is_refused(tmp_path: Path) -> None:
+    with serve({"/list.txt": b"http://a/b.tar\n"}, lambda path, num_gets: Behaviour(has_length=False)) as server:
+        listing = RemoteFile(url=f"{server.url}/list.txt", kind="url_list")
+        files, [failure] = expand_lists([listing], tmp_path, retries=QUICK)
+
+    assert files == []
+    assert "length unknown: 15 bytes came" in failure.reason
+    assert "archives/list.txt.rejected, not used" in failure.reason
 
 
 def test_without_validator_and_checksum_a_part_is_not_trusted(tmp_path: Path) -> None:
