@@ -1,4 +1,6 @@
+import hashlib
 import io
+import json
 import random
 import signal
 import subprocess
@@ -6,6 +8,7 @@ import sys
 import tarfile
 import time
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -317,6 +320,65 @@ def test_files_on_another_disk_are_copied(tmp_path: Path, monkeypatch: pytest.Mo
     take_dataset(INFO, source, tmp_path / "root")
 
     assert files_of(tmp_path / "root") == {"annotations/train.csv": b"1"}
+
+
+@pytest.mark.parametrize("prefix", ["", "Copy of "])
+def test_an_archive_that_is_not_the_published_one_is_refused_by_name(
+    tmp_path: Path, prefix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    good = tar_of({"v1-2/val/v_a.mp4": b"a"})
+    info = replace(DATASETS["activitynet"], archive_md5={"v1-2_val.tar.gz": hashlib.md5(good).hexdigest()})
+    source = give(tmp_path / "mine", {f"{prefix}v1-2_val.tar.gz": tar_of({"v1-2/val/v_b.mp4": b"b"})})
+
+    report = take_dataset(info, source, tmp_path / "root", delete_archives=True)
+
+    [failure] = report.failures
+    assert f"mine/{prefix}v1-2_val.tar.gz: its md5 is " in failure
+    assert f"published is {hashlib.md5(good).hexdigest()}; nothing of it was taken" in failure
+    assert files_of(tmp_path / "root") == {}
+
+    path = source / f"{prefix}v1-2_val.tar.gz"
+    path.rename(source / "mine.tar.gz")
+    path.write_bytes(good)
+    assert not take_dataset(info, source, tmp_path / "root").failures
+    assert files_of(tmp_path / "root") == {"v1-2/val/v_a.mp4": b"a", "v1-2/val/v_b.mp4": b"b"}
+
+    monkeypatch.setattr(acquire, "wrong_checksum", lambda *_: pytest.fail("read again"))
+    assert [one.is_new for one in take_dataset(info, source, tmp_path / "root").unpacked] == [False, False]
+
+
+def test_an_archive_with_a_checksum_among_its_files_is_compared_as_well(tmp_path: Path) -> None:
+    source = give(tmp_path / "mine", {"ILSVRC2015_VID.tar.gz": tar_of({"ILSVRC2015/x": b"x"})})
+    [failure] = take_dataset(DATASETS["imagenet_vid"], source, tmp_path / "root").failures
+    assert "its md5 is" in failure
+    assert files_of(tmp_path / "root") == {}
+
+
+def test_the_archives_of_a_miniature_differ_with_a_note(tmp_path: Path) -> None:
+    content = {"dataset": "activitynet", "seed": 0, "annotations": [], "splits": {}, "traps": {}}
+    mini = give(tmp_path / "mini", {"archives/v1-2_val.tar.gz": tar_of({"v_a.mp4": b"a"})})
+    (mini / "expected.json").write_text(json.dumps(content))
+
+    report = take_dataset(DATASETS["activitynet"], mini / "archives", tmp_path / "root")
+
+    assert report.failures == ()
+    assert report.notes == (f"{mini}/archives: a miniature; v1-2_val.tar.gz differ from what was published.",)
+    assert "note: " in report.to_text()
+
+    (mini / "expected.json").write_text(json.dumps(content | {"dataset": "fcvid"}))
+    assert take_dataset(DATASETS["activitynet"], mini / "archives", tmp_path / "other").failures
+
+
+def test_a_file_whose_end_nobody_says_is_noted_but_not_an_archive(tmp_path: Path) -> None:
+    def behave(path: str, num_gets: int) -> Behaviour:
+        return Behaviour(has_length=path.endswith(".txt"))
+
+    with serve(dict(SERVED), behave) as server:
+        report = download_dataset(INFO, tmp_path, mirror=server.url, retries=QUICK)
+
+    assert files_of(tmp_path) == WHOLE
+    [note] = report.notes
+    assert note.startswith(f"{tmp_path}/annotations/train.csv: length unknown: 15 bytes came")
 
 
 def test_folders_that_cannot_be_taken_from_are_refused(tmp_path: Path) -> None:
