@@ -112,6 +112,16 @@ CASES = [
         last="00045.jpg",
     ),
     Case(
+        layout="taps/something_v2",
+        video_id="32",
+        label=114,
+        num_frames=29,
+        line="val/32 29 114\r\n",
+        folder="something2something-v2/frames/val/32",
+        first="00001.jpg",
+        last="00029.jpg",
+    ),
+    Case(
         layout="taps/something_v2:half1",
         video_id="32",
         label=114,
@@ -374,6 +384,7 @@ def test_sta_lists_whole_paths_with_one_space(tmp_path: Path) -> None:
     out = tmp_path / "k400"
     report = export(split, {path.stem: path}, layout=find_layout("sta", "kinetics400"), out=out)
     assert (out / "val.csv").read_text() == f"{out}/val/abseiling/0wR5jVB-WPk_000417_000427.mp4 0\n"
+    assert (out / "test.csv").read_bytes() == (out / "val.csv").read_bytes()
     assert (out / "val/abseiling" / path.name).samefile(path)
     assert [fault.video_id for fault in report.faults] == ["gone"]
     listed = read_list(out / "val.csv", find_layout("sta", "kinetics400"), split="val", root=out, classes=split.classes)
