@@ -102,7 +102,13 @@ def build_splits(annotations: Sequence[Path], *, unit: Literal["video", "segment
             if unit == "video" or not entry["annotations"]:
                 segments = {(None, None): labels}
             for (start, end), of_segment in segments.items():
-                video = Video(video_id=video_id, labels=tuple(of_segment), start_seconds=start, end_seconds=end)
+                video = Video(
+                    video_id=video_id,
+                    labels=tuple(of_segment),
+                    start_seconds=start,
+                    end_seconds=end,
+                    duration_seconds=float(entry["duration"]),
+                )
                 rows.add(split, video, place=place)
     return rows.to_splits()
 

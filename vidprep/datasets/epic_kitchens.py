@@ -10,7 +10,7 @@ from typing import Literal
 
 from vidprep.datasets.annotations import Rows, is_number
 from vidprep.errors import UsageError
-from vidprep.splits import Split, read_classes, read_packaged, read_table
+from vidprep.splits import Split, parse_seconds, read_classes, read_packaged, read_table
 from vidprep.types import DatasetInfo, FrameFormat, RemoteFile, Video
 
 __all__ = ["INFO", "build_splits", "frame_rate", "list_files"]
@@ -55,7 +55,8 @@ INFO = DatasetInfo(
     instructions=(
         "No form. `vidprep.datasets.epic_kitchens.list_files()` gives the address and md5 of each of the 700 videos; "
         "put them anywhere below ROOT and run `vidprep split epic_kitchens --annotations EPIC_100_train.csv "
-        "--annotations EPIC_100_validation.csv --annotations EPIC_100_test_timestamps.csv --data-root ROOT`."
+        "--annotations EPIC_100_validation.csv --annotations EPIC_100_test_timestamps.csv --annotations "
+        "EPIC_100_video_info.csv --data-root ROOT` (the last one says how long each video is, for `vidprep verify`)."
     ),
     homepage="https://epic-kitchens.github.io",
     licence="CC BY-NC 4.0",
@@ -120,8 +121,8 @@ def build_splits(annotations: Sequence[Path]) -> dict[str, Split]:
 
     A row is an annotated segment, in seconds; its `segment_id` is the narration_id. Train and validation have the same
     columns: their file names tell them apart, or epic_100_splits.csv among the files, by which each row is then
-    checked, too. EPIC_100_video_info.csv among them gives notes on segments that end after their video;
-    EPIC_100_verb_classes.csv and EPIC_100_noun_classes.csv are compared with the classes.
+    checked, too. EPIC_100_video_info.csv among them gives the length of each video, and notes on segments that end
+    after it; EPIC_100_verb_classes.csv and EPIC_100_noun_classes.csv are compared with the classes.
 
     Raises:
         UsageError: a file is of none of these forms, of EPIC-55, or a row contradicts itself; names file, line, reason.
@@ -186,6 +187,7 @@ def _read_segments(
                 start_seconds=start,
                 end_seconds=stop,
                 segment_id=row["narration_id"],
+                duration_seconds=durations.get(video_id),
             )
         except ValueError as error:
             raise UsageError(f"{place}: {error}.") from error
@@ -260,10 +262,10 @@ def _read_videos_of_splits(path: Path) -> dict[str, str]:
 def _read_durations(path: Path) -> dict[str, float]:
     durations: dict[str, float] = {}
     for line, row in read_table(path, required=("video_id", "duration", "fps", "resolution")):
-        try:
-            durations[row["video_id"]] = float(row["duration"])
-        except ValueError as error:
-            raise UsageError(f"{path}, line {line}: a duration is in seconds, got {row['duration']!r}.") from error
+        seconds = parse_seconds(row["duration"], place=f"{path}, line {line}")
+        if seconds is None or seconds <= 0:
+            raise UsageError(f"{path}, line {line}: a duration is a number of seconds, got {row['duration'][:80]!r}.")
+        durations[row["video_id"]] = seconds
     return durations
 
 

@@ -87,6 +87,11 @@ class Clip:
         """The name of the clip's file, without suffix."""
         return f"{self.youtube_id}_{self.start_seconds:06d}_{self.end_seconds:06d}"
 
+    @property
+    def duration_seconds(self) -> float:
+        """Length of the clip as its times say; nearly always 10."""
+        return float(self.end_seconds - self.start_seconds)
+
 
 def build_splits(annotations: Sequence[Path], *, info: DatasetInfo) -> dict[str, Split]:
     """All splits that official annotation files hold, each video in the order of the files.
@@ -104,7 +109,7 @@ def build_splits(annotations: Sequence[Path], *, info: DatasetInfo) -> dict[str,
             labels: tuple[int, ...] = ()
             if clip.label:
                 labels = (find_class(clip, class_index, info),)
-            video = Video(video_id=clip.video_id, labels=labels)
+            video = Video(video_id=clip.video_id, labels=labels, duration_seconds=clip.duration_seconds)
             rows.add(clip.split, video, place=clip.place, label=clip.label)
     return rows.to_splits()
 

@@ -107,7 +107,9 @@ def _read_list(path: Path, rows: Rows, known: Mapping[str, int]) -> None:
     for row in listed:
         label = to_sorted.index(row.labels[0]) if is_sorted else row.labels[0]
         split = split_of_list(path, row.folder)
-        rows.add(split, Video(video_id=row.name, labels=(label,)), place=row.place, label=str(row.labels[0]))
+        # The folders of frames are taken as they were published, so the list's count is the length of the clip.
+        video = Video(video_id=row.name, labels=(label,), num_frames=row.num_frames or None)
+        rows.add(split, video, place=row.place, label=str(row.labels[0]))
     split = split_of_list(path, listed[0].folder)
     if is_sorted:
         rows.note(split, f"{path}: its classes were numbered in sorted order (TSM's script); renumbered.")

@@ -91,6 +91,7 @@ def _read_annotations(path: Path, rows: Rows) -> None:
         if index is None:
             passed_over[clip.split] = passed_over.get(clip.split, 0) + 1
             continue
-        rows.add(clip.split, Video(video_id=clip.video_id, labels=(index,)), place=clip.place, label=clip.label)
+        video = Video(video_id=clip.video_id, labels=(index,), duration_seconds=clip.duration_seconds)
+        rows.add(clip.split, video, place=clip.place, label=clip.label)
     for split, count in passed_over.items():
         rows.note(split, f"{path}: {count:,} clips are of the other 200 classes of Kinetics-400 and are passed over.")

@@ -85,7 +85,8 @@ def _join(path: Path, clips: dict[str, dict[str, kinetics.Clip]], class_index: d
                 f"{place}: {youtube_id} is of {clip.label!r} ({clip.place}), none of the 200 classes of Xie et al.; is "
                 "the list of the other Mini-Kinetics?"
             )
-        rows.add(split, Video(video_id=clip.video_id, labels=(index,)), place=place, label=clip.label)
+        video = Video(video_id=clip.video_id, labels=(index,), duration_seconds=clip.duration_seconds)
+        rows.add(split, video, place=place, label=clip.label)
     if missing and split not in rows.videos:
         raise UsageError(
             f"{path}: none of its {len(missing)} ids is in the {split} split of the annotation files; give {split}.csv "

@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,7 @@ def test_classes_are_in_plain_sorted_order() -> None:
 def test_whole_video_has_all_its_classes_in_order_of_appearance(tmp_path: Path) -> None:
     path = write(tmp_path / "a.json", {"aaaaaaaaaaa": entry((5, 9, "Zumba"), (0, 3, "Archery"), (20, 30, "Zumba"))})
     split = build_split("activitynet", "val", [path])
-    assert split.videos == (Video(video_id="aaaaaaaaaaa", labels=(199, 1)),)
+    assert split.videos == (Video(video_id="aaaaaaaaaaa", labels=(199, 1), duration_seconds=60.0),)
     assert split.notes == ("activitynet/val: 1 videos; 4,926 were published.",)
 
 
@@ -41,9 +42,10 @@ def test_segments_have_their_own_times_and_classes(tmp_path: Path) -> None:
     segments = [(5, 9, "Zumba"), (0, 3.5, "Archery"), (5, 9, "Ballet")]
     path = write(tmp_path / "a.json", {"aaaaaaaaaaa": entry(*segments)})
     ballet = read_classes("activitynet").index("Ballet")
+    whole = Video(video_id="aaaaaaaaaaa", duration_seconds=60.0)
     assert activitynet.build_splits([path], unit="segment")["val"].videos == (
-        Video(video_id="aaaaaaaaaaa", labels=(199, ballet), start_seconds=5.0, end_seconds=9.0),
-        Video(video_id="aaaaaaaaaaa", labels=(1,), start_seconds=0.0, end_seconds=3.5),
+        replace(whole, labels=(199, ballet), start_seconds=5.0, end_seconds=9.0),
+        replace(whole, labels=(1,), start_seconds=0.0, end_seconds=3.5),
     )
 
 
@@ -63,7 +65,7 @@ def test_segments_outside_their_video_are_clamped_or_left_out_and_noted(tmp_path
 
 def test_test_videos_are_unlabelled_in_either_unit(tmp_path: Path) -> None:
     path = write(tmp_path / "a.json", {"aaaaaaaaaaa": entry(subset="testing")})
-    expected = (Video(video_id="aaaaaaaaaaa"),)
+    expected = (Video(video_id="aaaaaaaaaaa", duration_seconds=60.0),)
     assert build_split("activitynet", "test", [path]).videos == expected
     assert activitynet.build_splits([path], unit="segment")["test"].videos == expected
 

@@ -134,7 +134,7 @@ def test_list_in_sorted_order_is_renumbered(tmp_path: Path, name: str, file: str
 
 def test_list_without_a_known_clip_says_what_it_was_taken_for(tmp_path: Path) -> None:
     built = build_split("jester", "val", [write(tmp_path / "val_videofolder.txt", "77 37 4")])
-    assert built.videos == (Video(video_id="77", labels=(4,)),)
+    assert built.videos == (Video(video_id="77", labels=(4,), num_frames=37),)
     assert "taken for the official one" in built.notes[0]
 
 
