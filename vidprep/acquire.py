@@ -211,7 +211,7 @@ def take_dataset(
         progress: what is being done, in a word or two; None shows nothing.
 
     Raises:
-        UsageError: no such folder or split, or nothing in it.
+        UsageError: no such folder or split, or nothing in it (and nothing that was taken from it before).
         CannotWrite: the disk takes no more.
     """
     _files_of(info, split)
@@ -222,6 +222,8 @@ def take_dataset(
             f"{source}: holds the data root {root}, or is it; put the archives into a folder of their own."
         )
     found = [path for path in sorted(_walk(source)) if path.is_file()]
+    if not found and (freed := _all_marks(root)):  # this command again, after --delete-archives
+        return Acquired(folder=root, num_files=len(freed), num_new_bytes=0, unpacked=freed, failures=())
     if not found:
         raise UsageError(f"{source}: holds no files. {info.instructions}")
     by_folder: dict[str, list[Path]] = {}
@@ -264,7 +266,7 @@ def take_dataset(
             num_before = len(unpacked)
             _unpack_all(paths, root, to, delete_archives, unpacked=unpacked, failures=failures, progress=progress)
             num_files += len(unpacked) - num_before
-    notes = [f"{source}: a miniature; {', '.join(not_published)} differ from what was published."]
+    notes = [f"{source}: a miniature, so not what was published under these names: {', '.join(not_published)}."]
     return Acquired(
         folder=root,
         num_files=num_files,
@@ -315,6 +317,13 @@ def _groups(files: Sequence[RemoteFile]) -> list[_Group]:
 
 def _marks_folder(root: Path, unpack_to: str) -> Path:
     return root / STATE_FOLDER / "unpacked" / unpack_to
+
+
+def _all_marks(root: Path) -> tuple[archives.Unpacked, ...]:
+    """What earlier runs noted about any archive."""
+    paths = sorted(_marks_folder(root, "").rglob("*.json"))
+    marks = [archives.find_mark(path.stem, path.parent) for path in paths]
+    return tuple(mark for mark in marks if mark is not None)
 
 
 def _marks_of(group: _Group, root: Path) -> list[archives.Unpacked]:

@@ -569,6 +569,37 @@ def test_parts_that_a_killed_run_had_not_freed_yet_are_freed_by_the_next(
     assert at.files() == FILES
 
 
+@pytest.mark.parametrize("num_moved", [0, 1, 2])
+def test_a_run_that_ends_while_it_moves_into_place_is_made_good_by_the_next(
+    at: Place, num_moved: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    at.add("first.tar.gz", tar_of({"set/old": b"old"}))
+    at.unpack()
+    at.add("set.tar.gz", tar_of(FILES))
+    moved: list[Path] = []
+    really_replace = Path.replace
+
+    def replace(path: Path, target: Path) -> Path:
+        if ".unpacking-set.tar.gz" in path.parts:
+            if len(moved) == num_moved:
+                raise KeyboardInterrupt
+            moved.append(path)
+        return really_replace(path, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "replace", replace)
+        with pytest.raises(KeyboardInterrupt):
+            at.unpack(delete_archives=True)
+    assert (at.source / "set.tar.gz").is_file()
+    assert not list(at.target.glob(".*"))
+    assert {"set/old": b"old", **FILES}.items() >= at.files().items()
+    assert len(at.files()) == 1 + num_moved
+
+    assert [(unpacked.num_files, unpacked.is_new) for unpacked in at.unpack()] == [(3, True)]
+
+    assert at.files() == {"set/old": b"old", **FILES}
+
+
 def test_what_a_killed_run_left_is_removed(at: Place) -> None:
     (at.target / ".unpacking-set.tar.gz" / "half").mkdir(parents=True)
     at.add("set.tar.gz", tar_of(FILES))
