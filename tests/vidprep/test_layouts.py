@@ -231,6 +231,7 @@ def test_line_ends_marks_and_blank_lines_do_not_matter(text: str, tmp_path: Path
         ("/k/...mp4 0\n", "sta/kinetics400", r"line 1: .* which leads elsewhere"),
         ("a\0b 5 0\n", "taps/jester", r"line 1: .* which leads elsewhere"),
         ("x", "rgtp/kinetics400", r"reads the official label files \(labels.csv\).*use `vidprep split kinetics400`"),
+        ("x", "rgtp/epic_kitchens", r"reads the official label files \(EPIC_100_validation.csv\)"),
     ],
 )
 def test_wrong_lists_are_refused_with_line_and_reason(text: str, name: str, sentence: str, tmp_path: Path) -> None:

@@ -120,12 +120,13 @@ def read_list(
         UsageError: the layout's list is no list of lines, the file cannot be read, or a line is not as expected:
             names file and line, what was found and what was expected.
     """
+    name = layout.split_name(split)
     if layout.write_list is not None:
+        official = Path(layout.list_file.format(split=name)).name
         raise UsageError(
-            f"{layout.name}: reads the official label files ({Path(layout.list_file).name}), no list of its own; "
+            f"{layout.name}: reads the official label files ({official}), no list of its own; "
             f"use `vidprep split {layout.dataset}`."
         )
-    name = layout.split_name(split)
     if classes is None:
         classes = _read_classes(layout, class_file)
     to_own = layout.order_classes(classes) if class_file is None else read_class_file(class_file, classes)
