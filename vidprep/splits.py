@@ -21,7 +21,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from vidprep.errors import ChecksumMismatch, UsageError, VidprepError
+from vidprep.errors import ChecksumMismatch, UsageError, VidprepError, quote
 from vidprep.types import Task, Video
 
 __all__ = [
@@ -176,16 +176,16 @@ def read_split(
         place = f"{path}, line {line}"
         texts = row["label"].split(LABEL_SEPARATOR) if row["label"] else []
         if task == "single_label" and len(texts) > 1:
-            raise UsageError(f"{place}: {dataset} has one label a video, got {row['label']!r}.")
+            raise UsageError(f"{place}: {dataset} has one label a video, got {quote(row['label'])}.")
         if task == "verb_noun" and len(texts) not in (0, 2):
-            raise UsageError(f"{place}: {dataset} has a verb and a noun (verb|noun), got {row['label']!r}.")
+            raise UsageError(f"{place}: {dataset} has a verb and a noun (verb|noun), got {quote(row['label'])}.")
         sizes = _sizes(task, classes, noun_classes, num_labels=len(texts))
         labels = tuple(
             _parse_label(text, num_classes=size, place=place) for text, size in zip(texts, sizes, strict=True)
         )
         fault = _find_fault(labels, task=task)
         if fault:
-            raise UsageError(f"{place}: {row['video_id']}: {fault}, got {row['label']!r}.")
+            raise UsageError(f"{place}: {row['video_id']}: {fault}, got {quote(row['label'])}.")
         start, end, duration = (
             parse_seconds(row.get(name, ""), place=place)
             for name in ("start_seconds", "end_seconds", "duration_seconds")
@@ -221,13 +221,13 @@ def read_split(
 def _parse_label(text: str, *, num_classes: int, place: str) -> int:
     label = int(text) if text.isascii() and text.isdigit() else -1
     if not 0 <= label < num_classes:
-        raise UsageError(f"{place}: a label is a class index from 0 to {num_classes - 1}, got {text!r}.")
+        raise UsageError(f"{place}: a label is a class index from 0 to {num_classes - 1}, got {quote(text)}.")
     return label
 
 
 def _parse_count(text: str, *, place: str) -> int | None:
     if text and not (text.isascii() and text.isdigit() and len(text) < 19):
-        raise UsageError(f"{place}: num_frames is a number of frames, got {text[:80]!r}.")
+        raise UsageError(f"{place}: num_frames is a number of frames, got {quote(text)}.")
     return int(text) if text else None
 
 
@@ -240,7 +240,7 @@ def parse_seconds(text: str, *, place: str) -> float | None:
     except ValueError:
         seconds = math.nan
     if not math.isfinite(seconds):
-        raise UsageError(f"{place}: a time is a number of seconds, got {text!r}.")
+        raise UsageError(f"{place}: a time is a number of seconds, got {quote(text)}.")
     return seconds
 
 

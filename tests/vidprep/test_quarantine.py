@@ -335,6 +335,8 @@ def test_lists_are_built_from_several_files_by_video_or_by_segment(run: Run, tes
         lines[unit] = output
     assert " segments of " in lines["segment"]
     assert " segments of " not in lines["video"]
+    for text in lines.values():
+        assert "note: activitynet/train: 116 videos; 10,024 were published." in text
     status, _, errors = run("split", "jester", "-a", anet, "--data-root", tmp_path / "root", "--unit", "segment")
     assert status == 2
     assert "--unit segment: for activitynet" in errors

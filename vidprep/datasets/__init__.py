@@ -31,12 +31,12 @@ __all__ = [
     "build_split",
     "build_splits",
     "class_names",
-    "note_count",
     "get",
     "info_text",
     "list_path",
     "load_split",
     "locate",
+    "note_count",
 ]
 
 DATASETS: dict[str, DatasetInfo] = {

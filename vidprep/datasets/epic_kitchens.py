@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 from vidprep.datasets.annotations import Rows, is_number
-from vidprep.errors import UsageError
+from vidprep.errors import UsageError, quote
 from vidprep.splits import Split, parse_seconds, read_classes, read_packaged, read_table
 from vidprep.types import DatasetInfo, FrameFormat, RemoteFile, Video
 
@@ -98,7 +98,7 @@ def frame_rate(video_id: str) -> Literal[50, 60]:
     """
     found = VIDEO_ID.fullmatch(video_id)
     if found is None:
-        raise UsageError(f"a video of EPIC-KITCHENS-100 is called P01_01 or P01_101, got {video_id!r}.")
+        raise UsageError(f"a video of EPIC-KITCHENS-100 is called P01_01 or P01_101, got {quote(video_id)}.")
     return 50 if len(found[2]) == 3 else 60
 
 
@@ -169,8 +169,8 @@ def _read_segments(
         video_id = row["video_id"]
         if not VIDEO_ID.fullmatch(video_id) or not row["narration_id"].startswith(f"{video_id}_"):
             raise UsageError(
-                f"{place}: expected a video P01_01 or P01_101 and a narration_id that begins with it, got {video_id!r} "
-                f"and {row['narration_id']!r}."
+                f"{place}: expected a video P01_01 or P01_101 and a narration_id that begins with it, "
+                f"got {quote(video_id)} and {quote(row['narration_id'])}."
             )
         split = _split_of(path, is_labelled=is_labelled) if not split_of_video else split_of_video.get(video_id, "")
         if not split or (split == "test") == is_labelled:
@@ -212,7 +212,7 @@ def _split_of(path: Path, *, is_labelled: bool) -> str:
 def _read_seconds(text: str, *, place: str) -> float:
     found = TIMESTAMP.fullmatch(text.strip())
     if found is None:
-        raise UsageError(f"{place}: a timestamp is HH:MM:SS.ss, got {text!r}.")
+        raise UsageError(f"{place}: a timestamp is HH:MM:SS.ss, got {quote(text)}.")
     return round(int(found[1]) * 3600 + int(found[2]) * 60 + float(found[3]), 3)
 
 
@@ -221,14 +221,14 @@ def _read_labels(row: Mapping[str, str], rows: Rows, *, place: str) -> tuple[int
     for column, names in (("verb_class", rows.classes), ("noun_class", rows.noun_classes)):
         text = row[column].strip()
         if not is_number(text) or int(text) >= len(names):
-            raise UsageError(f"{place}: {column} is a number from 0 to {len(names) - 1}, got {text!r}.")
+            raise UsageError(f"{place}: {column} is a number from 0 to {len(names) - 1}, got {quote(text)}.")
         labels.append(int(text))
     nouns = _read_literal(row, "all_nouns", str, place=place)
     noun_classes = _read_literal(row, "all_noun_classes", int, place=place)
     if len(nouns) != len(noun_classes) or labels[1] not in noun_classes:
         raise UsageError(
-            f"{place}: noun_class {labels[1]}, all_nouns {nouns} and all_noun_classes {noun_classes} do not agree; is "
-            "the file damaged?"
+            f"{place}: noun_class {labels[1]}, all_nouns {quote(nouns)} and all_noun_classes {quote(noun_classes)} "
+            "do not agree; is the file damaged?"
         )
     return labels[0], labels[1]
 
@@ -238,9 +238,11 @@ def _read_literal(row: Mapping[str, str], column: str, kind: type, *, place: str
     try:
         value = ast.literal_eval(row[column])
     except (ValueError, TypeError, SyntaxError, RecursionError, MemoryError) as error:
-        raise UsageError(f"{place}: {column} is a Python list, got {row[column]!r}; is the file cut short?") from error
+        raise UsageError(
+            f"{place}: {column} is a Python list, got {quote(row[column])}; is the file cut short?"
+        ) from error
     if not isinstance(value, list) or not all(isinstance(item, kind) for item in value):
-        raise UsageError(f"{place}: {column} is a list of {kind.__name__}, got {row[column]!r}.")
+        raise UsageError(f"{place}: {column} is a list of {kind.__name__}, got {quote(row[column])}.")
     return value
 
 
@@ -264,7 +266,7 @@ def _read_durations(path: Path) -> dict[str, float]:
     for line, row in read_table(path, required=("video_id", "duration", "fps", "resolution")):
         seconds = parse_seconds(row["duration"], place=f"{path}, line {line}")
         if seconds is None or seconds <= 0:
-            raise UsageError(f"{path}, line {line}: a duration is a number of seconds, got {row['duration'][:80]!r}.")
+            raise UsageError(f"{path}, line {line}: a duration is a number of seconds, got {quote(row['duration'])}.")
         durations[row["video_id"]] = seconds
     return durations
 
@@ -278,9 +280,9 @@ def _check_classes(path: Path, rows: Rows) -> None:
     for index, (line, number, key) in enumerate(read):
         if index >= len(names) or number != str(index) or key != names[index]:
             raise UsageError(
-                f"{path}, line {line}: {number} {key!r} is none of the {len(names)} {'verbs' if is_verbs else 'nouns'} "
-                "of EPIC-KITCHENS-100; is the file of EPIC-55, or EPIC_100_noun_classes_v2.csv (305 nouns, not for "
-                "these labels)?"
+                f"{path}, line {line}: {number[:80]} {quote(key)} is none of the {len(names)} "
+                f"{'verbs' if is_verbs else 'nouns'} of EPIC-KITCHENS-100; is the file of "
+                "EPIC-55, or EPIC_100_noun_classes_v2.csv (305 nouns, not for these labels)?"
             )
     if len(read) != len(names):
         raise UsageError(f"{path}: expected {len(names)} classes, got {len(read)}; is the file cut short?")

@@ -1,4 +1,5 @@
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -35,7 +36,10 @@ def test_whole_video_has_all_its_classes_in_order_of_appearance(tmp_path: Path) 
     path = write(tmp_path / "a.json", {"aaaaaaaaaaa": entry((5, 9, "Zumba"), (0, 3, "Archery"), (20, 30, "Zumba"))})
     split = build_split("activitynet", "val", [path])
     assert split.videos == (Video(video_id="aaaaaaaaaaa", labels=(199, 1), duration_seconds=60.0),)
-    assert split.notes == ("activitynet/val: 1 videos; 4,926 were published.",)
+    assert split.notes == (
+        f"{path}: holds no video of train (10,024), test (5,044); the published file holds all splits.",
+        "activitynet/val: 1 videos; 4,926 were published.",
+    )
 
 
 def test_segments_have_their_own_times_and_classes(tmp_path: Path) -> None:
@@ -54,7 +58,7 @@ def test_segments_outside_their_video_are_clamped_or_left_out_and_noted(tmp_path
     path = write(tmp_path / "a.json", {"aaaaaaaaaaa": entry(*segments)})
     split = activitynet.build_splits([path], unit="segment")["val"]
     assert [(video.start_seconds, video.end_seconds) for video in split.videos] == [(50.0, 60.0), (0.0, 2.0)]
-    assert split.notes == (
+    assert split.notes[:4] == (
         "aaaaaaaaaaa: segment 1 (50 to 60.5 s of 60.0 s) clamped to 50.0 to 60.0 s.",
         "aaaaaaaaaaa: segment 2 (-1 to 2 s of 60.0 s) clamped to 0.0 to 2.0 s.",
         "aaaaaaaaaaa: segment 3 (8 to 8 s of 60.0 s) is empty; left out of the segments.",
@@ -94,6 +98,31 @@ def test_wrong_entry_is_refused_with_file_line_and_reason(tmp_path: Path, databa
     with pytest.raises(UsageError, match=sentence) as caught:
         build_splits("activitynet", [path])
     assert str(caught.value).startswith(f"{path}, line 5")
+
+
+def test_file_of_a_few_videos_is_reported_as_not_the_published_one(testdata: Path, tmp_path: Path) -> None:
+    content = json.loads((testdata / "annotations" / "activity_net.v1-3.converted_excerpt.json").read_text())
+    training = [item for item in content["database"].items() if item[1]["subset"] == "training"]
+    content["database"] = dict(training[:5])
+    path = tmp_path / "activity_net.v1-3.min.json"
+    path.write_text(json.dumps(content))
+    built = build_splits("activitynet", [path])
+    assert {name: len(split.videos) for name, split in built.items()} == {"train": 5}
+    assert built["train"].notes == (
+        f"{path}: holds no video of val (4,926), test (5,044); the published file holds all splits.",
+        "activitynet/train: 5 videos; 10,024 were published.",
+    )
+
+
+def test_damaged_fields_are_quoted_in_part(tmp_path: Path) -> None:
+    for database in (
+        {"aaaaaaaaaaa": entry((0, 1, "Z" * 5000))},
+        {"a" * 5000: entry((0, 1, "Zumba"))},
+        {"aaaaaaaaaaa": ["x" * 5000]},
+    ):
+        with pytest.raises(UsageError) as caught:
+            build_splits("activitynet", [write(tmp_path / "a.json", database)])
+        assert not re.search(r"[Zax]{100}", str(caught.value))
 
 
 def test_other_versions_are_refused(tmp_path: Path) -> None:

@@ -226,6 +226,18 @@ def test_list_of_the_other_mini_kinetics_is_refused(tmp_path: Path) -> None:
         build_splits("mini_kinetics_xie2018", [ids, table])
 
 
+def test_id_of_two_clips_is_noted_with_the_one_that_is_taken(tmp_path: Path) -> None:
+    header = "label,youtube_id,time_start,time_end,split,is_cc"
+    rows = ["yoga,aaaaaaaaaaa,0,10,val,0", "yoga,aaaaaaaaaaa,50,60,val,0", "yoga,bbbbbbbbbbb,0,10,val,0"]
+    table = write(tmp_path / "val.csv", header, *rows, rows[2])
+    ids = write(tmp_path / "val_ytid_list.txt", "aaaaaaaaaaa", "bbbbbbbbbbb")
+    built = build_split("mini_kinetics_xie2018", "val", [ids, table])
+    assert [video.video_id for video in built.videos] == ["aaaaaaaaaaa_000000_000010", "bbbbbbbbbbb_000000_000010"]
+    (note,) = [note for note in built.notes if "aaaaaaaaaaa" in note]
+    assert "aaaaaaaaaaa is the id of 2 clips (aaaaaaaaaaa_000000_000010 'yoga' in " in note
+    assert note.endswith("val.csv, line 3); the first is taken.")
+
+
 def test_xie_needs_ids_and_annotations(tmp_path: Path) -> None:
     ids = write(tmp_path / "val_ytid_list.txt", "aaaaaaaaaaa")
     header = "label,youtube_id,time_start,time_end,split"

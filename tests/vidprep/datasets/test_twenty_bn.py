@@ -144,6 +144,19 @@ def test_list_of_another_set_is_refused_by_a_known_clip(tmp_path: Path) -> None:
         build_splits("jester", [path])
 
 
+def test_test_ids_of_the_other_set_are_refused(testdata: Path, tmp_path: Path) -> None:
+    jester = testdata / "annotations" / "jester-v1-test.head200.csv"
+    with pytest.raises(UsageError, match=r"jester-v1-test.head200.csv: is called as a file of another data set"):
+        build_splits("something_v1", [jester])
+    renamed = tmp_path / "test.csv"
+    renamed.write_bytes(jester.read_bytes())
+    with pytest.raises(UsageError, match=r"test.csv, line 1: the ids of Something-Something V1 go from 1 to 108499"):
+        build_splits("something_v1", [renamed])
+    assert len(build_split("jester", "test", [renamed]).videos) == 200
+    with pytest.raises(UsageError, match=r"something-something-v1-test.csv: is called as a file of another data set"):
+        build_splits("jester", [renamed.rename(tmp_path / "something-something-v1-test.csv")])
+
+
 def test_copy_of_jester_labels_that_swaps_4_and_5_is_refused(tmp_path: Path) -> None:
     names = list(read_classes("jester"))
     names[4], names[5] = names[5], names[4]
