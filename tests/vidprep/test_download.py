@@ -47,14 +47,15 @@ def files_below(folder: Path) -> dict[str, bytes]:
     }
 
 
-def test_two_hundred_files_come_whole_from_a_server_that_drops_refuses_and_ignores(tmp_path: Path) -> None:
+@pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(1, 6))])
+def test_two_hundred_files_come_whole_from_a_server_that_drops_refuses_and_ignores(tmp_path: Path, seed: int) -> None:
     files = {f"/f/{index:03d}.bin": content_of(str(index), 1000 + 397 * index) for index in range(200)}
     wrong = {"/f/007.bin", "/f/042.bin", "/f/199.bin"}
 
     def behave(path: str, num_gets: int) -> Behaviour:
         if num_gets < 0:
             return Behaviour()
-        lot = random.Random(f"{path} {num_gets}")
+        lot = random.Random(f"{seed} {path} {num_gets}")
         if path == "/f/007.bin":
             return Behaviour(content=files[path][:-1] + bytes([files[path][-1] ^ 1]))
         if path == "/f/042.bin":
@@ -62,7 +63,10 @@ def test_two_hundred_files_come_whole_from_a_server_that_drops_refuses_and_ignor
         if path == "/f/199.bin":
             return Behaviour(content=files[path] + b"more", has_length=False)
         # The third answer is always whole, so the run is bounded.
-        kind = lot.choice(["drop", "500", "429", "ignore", "good"]) if num_gets < 3 else "good"
+        kinds = ["drop", "chunked", "500", "429", "ignore", "good"]
+        kind = lot.choice(kinds) if num_gets < 3 else "good"
+        if kind == "chunked":
+            return Behaviour(is_chunked=True, drop_after=lot.choice([None, lot.randrange(len(files[path]))]))
         if kind == "drop":
             return Behaviour(drop_after=lot.randrange(len(files[path])))
         if kind == "ignore":

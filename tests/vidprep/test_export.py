@@ -366,6 +366,40 @@ def test_list_lines_and_frame_names_are_those_of_the_code_base(case: Case, tmp_p
         assert check_frames(listed) == ()
 
 
+ALL_LAYOUTS = [layout for layouts in LAYOUTS.values() for layout in layouts]
+COVERED = {case.layout for case in CASES}
+
+
+@pytest.mark.parametrize(
+    "layout",
+    [layout for layout in ALL_LAYOUTS if layout.write_list is None and layout.name not in COVERED],
+    ids=lambda layout: layout.name,
+)
+def test_every_other_layout_reads_back_what_it_wrote(layout: Layout, tmp_path: Path) -> None:
+    split_name = next(iter(layout.splits))
+    is_file = layout.dataset == "folder" and layout.frames is None
+    video_id = "run/a.mp4" if is_file else "0wR5jVB-WPk_000417_000427"
+    is_delivered = layout.frames is not None and get(layout.dataset).media == "frames"
+    delivered = FrameFormat(template="{:05d}.jpg") if is_delivered else None
+    if delivered is not None:
+        source = write_frames(tmp_path / "frames", 12)
+    else:
+        source = write_numbered_video(tmp_path / "0wR5jVB-WPk_000417_000427.mp4", num_frames=12)
+    split = make_split(
+        layout.dataset,
+        Video(video_id=video_id, labels=(0,)),
+        split=split_name,
+        classes=("walk", "run") if layout.dataset == "folder" else (),
+    )
+    out = tmp_path / "out"
+    report = export(split, {video_id: source}, layout=layout, out=out, delivered=delivered)
+    assert report.faults == ()
+    listed = read_list(report.list_file, layout, split=split_name, root=out, classes=split.classes)
+    assert [video.labels for video in listed.split.videos] == [(0,)]
+    assert [video.video_id.partition("@")[0] for video in listed.split.videos] == [video_id]
+    assert check_frames(listed) == ()
+
+
 def test_five_frames_per_second_mean_52_or_50_of_ten_seconds(tmp_path: Path) -> None:
     path = write_numbered_video(tmp_path / "a.mp4", num_frames=300, fps=30, width=64, height=48)
     counts: dict[Literal["output", "filter"], int] = {"output": 52, "filter": 50}
