@@ -6,10 +6,12 @@ from typing import Any
 
 import pytest
 
-from vidprep.datasets import activitynet, build_split, build_splits
+from tests.videos import write_numbered_video
+from vidprep.datasets import activitynet, build_split, build_splits, get, info_text, load_split, locate
 from vidprep.errors import UsageError
-from vidprep.splits import read_classes
+from vidprep.splits import read_classes, write_split
 from vidprep.types import Video
+from vidprep.verify import VideosReport, verify_videos
 
 
 def entry(*annotations: tuple[float, float, str], subset: str = "validation", duration: float = 60.0) -> dict[str, Any]:
@@ -98,6 +100,39 @@ def test_wrong_entry_is_refused_with_file_line_and_reason(tmp_path: Path, databa
     with pytest.raises(UsageError, match=sentence) as caught:
         build_splits("activitynet", [path])
     assert str(caught.value).startswith(f"{path}, line 5")
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """A data root with the list of three videos, one of which could not be fetched and one only in part."""
+    names = ("0dkIbKXXFzI", "aaaaaaaaaaa", "-bbbbbbbbbb")
+    database = {name: entry((0, 1, "Zumba"), duration=15.5) for name in names}
+    built = build_split("activitynet", "val", [write(tmp_path / "a.json", database)])
+    write_split(built, tmp_path / "splits" / "val.csv")
+    (tmp_path / "v1-2").mkdir()
+    write_numbered_video(tmp_path / "v1-2" / "v_0dkIbKXXFzI.mp4", num_frames=30, fps=10, width=64, height=48)
+    write_numbered_video(tmp_path / "v1-2" / "v_-bbbbbbbbbb.mkv", num_frames=155, fps=10, width=64, height=48)
+    return tmp_path
+
+
+def verify(root: Path) -> VideosReport:
+    listed = load_split("activitynet", "val", data_root=root)
+    return verify_videos(listed, locate(get("activitynet"), listed, root), num_published=4_926, check="open")
+
+
+def test_videos_that_youtube_blocks_stay_in_the_list_and_are_missing_by_name(root: Path) -> None:
+    report = verify(root)
+    assert [(fault.video_id, fault.reason) for fault in report.faults] == [("aaaaaaaaaaa", "no file found for it")]
+    assert report.damaged == ()
+    assert report.coverage == "activitynet/val: 2 of 3 listed videos (66.7 %); published: 4926"
+    assert "about 9 % of the videos are gone" in info_text("activitynet").replace("\n", " ").lower()
+
+
+def test_truncated_download_is_shorter_than_annotated(root: Path) -> None:
+    (length,) = verify(root).length_differences
+    assert str(length) == "0dkIbKXXFzI: lasts 3.000 s, annotated are 15.5 s"
+    for name in ("v_0dkIbKXXFzI", "v_vdYFwqfqgJA", "v_90vop6PS2Y0", "v_MvZFYjs80Y4"):
+        assert name in info_text("activitynet")
 
 
 def test_file_of_a_few_videos_is_reported_as_not_the_published_one(testdata: Path, tmp_path: Path) -> None:

@@ -5,8 +5,10 @@ from pathlib import Path
 
 import pytest
 
+from tests.vidprep.media import write_frames
 from vidprep.datasets import build_split, build_splits, get, locate
 from vidprep.errors import UsageError, VidprepError
+from vidprep.load.dataset import ClipDataset
 from vidprep.splits import Split, read_classes
 from vidprep.types import Video
 
@@ -155,6 +157,28 @@ def test_test_ids_of_the_other_set_are_refused(testdata: Path, tmp_path: Path) -
     assert len(build_split("jester", "test", [renamed]).videos) == 200
     with pytest.raises(UsageError, match=r"something-something-v1-test.csv: is called as a file of another data set"):
         build_splits("jester", [renamed.rename(tmp_path / "something-something-v1-test.csv")])
+
+
+def test_jester_clips_of_fewer_than_32_frames_are_read_round_in_a_dense_clip(testdata: Path, tmp_path: Path) -> None:
+    built = build_split("jester", "train", [testdata / "lists" / "taps_jester_train_split.head200.txt"])
+    short = min(built.videos, key=lambda video: video.num_frames or 0)
+    num_frames = short.num_frames or 0
+    assert 12 <= num_frames < 32
+    folder = write_frames(tmp_path / short.video_id, num_frames)
+    dataset = ClipDataset(
+        [short],
+        [folder],
+        task="single_label",
+        num_classes=27,
+        delivered=get("jester").frames,
+        num_frames=16,
+        sampler="dense",
+        dense_window=64,
+        resize=32,
+        crop=32,
+    )
+    shown = (dataset[0].pts_seconds[0] * 12).round().int().tolist()
+    assert shown == [4 * index % num_frames for index in range(16)]
 
 
 def test_copy_of_jester_labels_that_swaps_4_and_5_is_refused(tmp_path: Path) -> None:
