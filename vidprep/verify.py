@@ -122,11 +122,13 @@ class VideosReport:
     num_listed: int
     """Different videos of the split's list."""
     num_published: int | None
-    """As the data set's publisher counts them."""
+    """As the data set's publisher counts them: segments of verb_noun, else videos."""
     num_sound: int
     num_frames: int
     """Of the sound videos together."""
     faults: tuple[Fault, ...]
+    is_published_in_segments: bool = False
+    """What `num_published` counts."""
     damaged: tuple[str, ...] = ()
     """Videos among the faults whose file is there and is damaged; the others are missing or could not be read."""
     num_segments: int = 0
@@ -165,7 +167,7 @@ class VideosReport:
         if self.num_segments:
             sentence += f"; {self.num_sound_segments} of {self.num_segments} segments"
         if self.num_published is not None:
-            sentence += f"; published: {self.num_published}"
+            sentence += f"; published: {self.num_published}{' segments' if self.is_published_in_segments else ''}"
         return sentence
 
     @property
@@ -404,6 +406,7 @@ def verify_videos(
         split=split.split,
         num_listed=len(video_ids),
         num_published=num_published,
+        is_published_in_segments=split.task == "verb_noun",
         num_sound=len(video_ids) - len(reasons),
         num_frames=sum(num_frames.values()),
         faults=tuple(

@@ -95,7 +95,9 @@ def test_segments_that_do_not_lie_in_their_video_are_doubted(tmp_path: Path) -> 
         ("P01_11_2", "the segment ends at 9 s, the video at 5.000 s"),
         ("P01_11_3", "the segment begins at 6 s, the video ends at 5.000 s"),
     ]
-    assert report.coverage == ("epic_kitchens/val: 1 of 2 listed videos (50.0 %); 3 of 8 segments; published: 9668")
+    assert report.coverage == (
+        "epic_kitchens/val: 1 of 2 listed videos (50.0 %); 3 of 8 segments; published: 9668 segments"
+    )
     assert report.footnote.startswith("epic_kitchens/val: 3 of 8 segments of 2 videos (37.5 %), list sha256 ")
 
 

@@ -53,8 +53,9 @@ INFO = DatasetInfo(
         "The first frame archives of P01_109 and P27_103 were wrong; P09_06.MP4 is said never to match its md5.",
     ),
     instructions=(
-        "No form. `vidprep.datasets.epic_kitchens.list_files()` gives the address and md5 of each of the 700 videos; "
-        "put them anywhere below ROOT and run `vidprep split epic_kitchens --annotations EPIC_100_train.csv "
+        "No form. `vidprep download epic_kitchens` fetches the annotations and all 700 videos (about 740 GB, checked "
+        "by their md5); videos that you have may lie anywhere below ROOT. Then run `vidprep split epic_kitchens "
+        "--annotations EPIC_100_train.csv "
         "--annotations EPIC_100_validation.csv --annotations EPIC_100_test_timestamps.csv --annotations "
         "EPIC_100_video_info.csv --data-root ROOT` (the last one says how long each video is, for `vidprep verify`)."
     ),
