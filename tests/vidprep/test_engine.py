@@ -258,9 +258,15 @@ def test_an_interrupt_that_another_thread_takes_waits_for_the_end_of_the_block()
     taker = threading.Thread(target=time.sleep, args=(1.0,), daemon=True)
     taker.start()  # not blocked: the system gives it the signal
     is_finished = False
-    with pytest.raises(KeyboardInterrupt), engine._interrupts_blocked():
-        os.kill(os.getpid(), signal.SIGINT)
-        time.sleep(0.1)
-        is_finished = True
+
+    def interrupt_inside() -> None:
+        nonlocal is_finished
+        with engine._interrupts_blocked():
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(0.1)
+            is_finished = True
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupt_inside()
     assert is_finished
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
