@@ -13,6 +13,7 @@ from typing import Any
 __all__ = ["Behaviour", "Request", "Server", "serve"]
 
 CHUNK_BYTES = 16 * 1024
+LONGEST_ANSWER_SECONDS = 10.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,6 +35,8 @@ class Behaviour:
     """Send this in place of the file."""
     has_length: bool = True
     """Say Content-Length; else the end of the connection is the end of the body."""
+    is_chunked: bool = False
+    """Send the body in chunks, which say no length but end in a mark; one that is dropped lacks the mark."""
     has_etag: bool = True
     seconds_per_chunk: float = 0.0
 
@@ -60,27 +63,44 @@ class Server:
         self.files = files
         self.behave = behave
         self.url = ""
-        self.requests: list[Request] = []
+        self._requests: list[Request] = []
         self._num_gets: dict[str, int] = {}
-        self._lock = threading.Lock()
+        self._num_answering = 0
+        self._changed = threading.Condition()
+
+    @property
+    def requests(self) -> list[Request]:
+        """Those answered so far: a client may have its answer before the thread that sent it has noted so."""
+        with self._changed:
+            assert self._changed.wait_for(lambda: self._num_answering == 0, timeout=LONGEST_ANSWER_SECONDS)
+            return list(self._requests)
 
     def num_sent(self, path: str | None = None) -> int:
         """Bytes of bodies sent so far, of one file or of all."""
-        with self._lock:
-            return sum(request.num_sent for request in self.requests if path in (None, request.path))
+        return sum(request.num_sent for request in self.requests if path in (None, request.path))
 
     def gets(self, path: str | None = None) -> list[Request]:
-        with self._lock:
-            return [request for request in self.requests if request.method == "GET" and path in (None, request.path)]
+        return [request for request in self.requests if request.method == "GET" and path in (None, request.path)]
 
     def count_get(self, path: str) -> int:
-        with self._lock:
+        with self._changed:
             self._num_gets[path] = self._num_gets.get(path, 0) + 1
             return self._num_gets[path] - 1
 
+    @contextmanager
+    def answering(self) -> Iterator[None]:
+        with self._changed:
+            self._num_answering += 1
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._num_answering -= 1
+                self._changed.notify_all()
+
     def remember(self, request: Request) -> None:
-        with self._lock:
-            self.requests.append(request)
+        with self._changed:
+            self._requests.append(request)
 
 
 @contextmanager
@@ -122,6 +142,10 @@ def _handler(server: Server) -> type[BaseHTTPRequestHandler]:
             self._answer("GET")
 
         def _answer(self, method: str) -> None:
+            with server.answering():
+                self._answer_now(method)
+
+        def _answer_now(self, method: str) -> None:
             behaviour = server.behave(self.path, server.count_get(self.path) if method == "GET" else -1)
             content = behaviour.content if behaviour.content is not None else server.files.get(self.path)
             if behaviour.status is not None or content is None:
@@ -146,7 +170,9 @@ def _handler(server: Server) -> type[BaseHTTPRequestHandler]:
                     return
                 headers["Content-Range"] = f"bytes {start}-{len(content) - 1}/{len(content)}"
             body = content[start:]
-            if behaviour.has_length:
+            if behaviour.is_chunked:
+                headers["Transfer-Encoding"] = "chunked"
+            elif behaviour.has_length:
                 headers["Content-Length"] = str(len(body))
             else:
                 headers["Connection"] = "close"
@@ -157,11 +183,18 @@ def _handler(server: Server) -> type[BaseHTTPRequestHandler]:
                 if method == "GET":
                     cut = len(body) if behaviour.drop_after is None else min(behaviour.drop_after, len(body))
                     while num_sent < cut:
-                        num_sent += self.connection.send(body[num_sent : min(cut, num_sent + CHUNK_BYTES)])
+                        piece = body[num_sent : min(cut, num_sent + CHUNK_BYTES)]
+                        if behaviour.is_chunked:
+                            self.connection.sendall(b"%x\r\n%b\r\n" % (len(piece), piece))
+                            num_sent += len(piece)
+                        else:
+                            num_sent += self.connection.send(piece)
                         if behaviour.seconds_per_chunk:
                             time.sleep(behaviour.seconds_per_chunk)
                     if behaviour.drop_after is not None:
                         self.close_connection = True
+                    elif behaviour.is_chunked:
+                        self.connection.sendall(b"0\r\n\r\n")
             except OSError:
                 self.close_connection = True
             finally:

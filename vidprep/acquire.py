@@ -1,5 +1,6 @@
 """Bring a data set to its data root: fetched from its publisher, or taken from a folder that the user has."""
 
+import contextlib
 import errno
 import os
 import shutil
@@ -9,7 +10,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path, PurePosixPath
 
-from vidprep import archives
+from vidprep import archives, miniature
 from vidprep.datasets import epic_kitchens
 from vidprep.download import (
     STATE_FOLDER,
@@ -133,6 +134,7 @@ def download_dataset(
         paths_of: dict[str, list[Path]] = {}
         unpacked = [mark for group in groups if group not in waiting for mark in _marks_of(group, root)]
         failures = [f"{failure.path.name}: {failure.reason}" for failure in list_failures]
+        notes: list[str] = []
         num_files, num_new_bytes = sum(len(group.files) for group in groups if group not in waiting), 0
         for group in groups if delete_archives else ():
             left = [path for file in group.files if (path := place(file, root)).is_file()]
@@ -156,7 +158,8 @@ def download_dataset(
                 num_files += 1
                 num_new_bytes += outcome.num_new_bytes
                 group = group_of[outcome.path]
-                if not group.is_archive:
+                if not group.is_archive:  # those end in check sums, or in a mark, of their own
+                    notes += [f"{outcome.path}: {outcome.doubt}"] if outcome.doubt else []
                     continue
                 there = paths_of.setdefault(f"{group.unpack_to}/{group.name}", [])
                 there.append(outcome.path)
@@ -178,6 +181,7 @@ def download_dataset(
         num_new_bytes=num_new_bytes,
         unpacked=tuple(unpacked),
         failures=tuple(failures),
+        notes=tuple(notes),
     )
 
 
@@ -195,7 +199,8 @@ def take_dataset(
     An archive in `source/x/` or `source/archives/x/` is unpacked into `root/x/`, unless the data set says otherwise
     of a file of its name, of a folder on its way (`train/`), or of a word in its name (`k700_train_001.tar.gz`).
     Other files go to the same place, linked where the disk allows it, else copied; one that is there with another size
-    stays.
+    stays. An archive of a published name and checksum is compared before it is unpacked; those of a miniature
+    (`vidprep miniature`) differ on purpose, which is noted.
 
     Args:
         info: the data set.
@@ -206,7 +211,7 @@ def take_dataset(
         progress: what is being done, in a word or two; None shows nothing.
 
     Raises:
-        UsageError: no such folder or split, or nothing in it.
+        UsageError: no such folder or split, or nothing in it (and nothing that was taken from it before).
         CannotWrite: the disk takes no more.
     """
     _files_of(info, split)
@@ -217,14 +222,17 @@ def take_dataset(
             f"{source}: holds the data root {root}, or is it; put the archives into a folder of their own."
         )
     found = [path for path in sorted(_walk(source)) if path.is_file()]
+    if not found and (freed := _all_marks(root)):  # this command again, after --delete-archives
+        return Acquired(folder=root, num_files=len(freed), num_new_bytes=0, unpacked=freed, failures=())
     if not found:
         raise UsageError(f"{source}: holds no files. {info.instructions}")
     by_folder: dict[str, list[Path]] = {}
     unpacked: list[archives.Unpacked] = []
     failures: list[str] = []
-    notes: list[str] = []
+    not_published: list[str] = []
     num_files = 0
     offered = _offered(info)
+    is_miniature = _is_miniature(info, source)
     with _alone(root):
         for path in found:
             below = PurePosixPath(path.relative_to(source).as_posix())
@@ -233,9 +241,18 @@ def take_dataset(
                 continue
             if _is_archive(info, path, known):
                 to, of_split = _destination(info, below, known)
-                if split is None or of_split in (None, split):
-                    by_folder.setdefault(to, []).append(path)
-                    notes += _other_edition(path, known)
+                if split is not None and of_split not in (None, split):
+                    continue
+                wrong = _unlike_published(info, path, known, marks=_marks_folder(root, to))
+                if wrong and not is_miniature:
+                    failures.append(
+                        f"{path}: {wrong}; nothing of it was taken. Fetch it again; if it is meant to be another "
+                        f"edition, give it another name, under which it is taken as it is."
+                    )
+                    continue
+                if wrong:
+                    not_published.append(path.name)
+                by_folder.setdefault(to, []).append(path)
             elif split is None or known is None or known.split in (None, split):
                 to = known.filename if known is not None and known.filename is not None else _own_place(below)
                 try:
@@ -249,13 +266,14 @@ def take_dataset(
             num_before = len(unpacked)
             _unpack_all(paths, root, to, delete_archives, unpacked=unpacked, failures=failures, progress=progress)
             num_files += len(unpacked) - num_before
+    notes = [f"{source}: a miniature, so not what was published under these names: {', '.join(not_published)}."]
     return Acquired(
         folder=root,
         num_files=num_files,
         num_new_bytes=0,
         unpacked=tuple(unpacked),
         failures=tuple(failures),
-        notes=tuple(notes),
+        notes=tuple(notes) if not_published else (),
     )
 
 
@@ -299,6 +317,13 @@ def _groups(files: Sequence[RemoteFile]) -> list[_Group]:
 
 def _marks_folder(root: Path, unpack_to: str) -> Path:
     return root / STATE_FOLDER / "unpacked" / unpack_to
+
+
+def _all_marks(root: Path) -> tuple[archives.Unpacked, ...]:
+    """What earlier runs noted about any archive."""
+    paths = sorted(_marks_folder(root, "").rglob("*.json"))
+    marks = [archives.find_mark(path.stem, path.parent) for path in paths]
+    return tuple(mark for mark in marks if mark is not None)
 
 
 def _marks_of(group: _Group, root: Path) -> list[archives.Unpacked]:
@@ -423,10 +448,25 @@ def _own_place(below: PurePosixPath) -> str:
     return "/".join(below.parts[1:] if below.parts[0] == "archives" else below.parts)
 
 
-def _other_edition(path: Path, known: RemoteFile | None) -> list[str]:
-    """A user's archive may be of another edition or packing than the published check sum: said, not refused."""
-    wrong = wrong_checksum(known, path) if known is not None else ""
-    return [f"{path}: {wrong}; taken as another edition of it."] if wrong else []
+def _unlike_published(info: DatasetInfo, path: Path, known: RemoteFile | None, *, marks: Path) -> str:
+    """What tells an archive from the published one of its name; empty where nothing does, or nothing was published.
+
+    Read through once: one that was unpacked is not compared again.
+    """
+    md5 = info.archive_md5.get(path.name.removeprefix("Copy of "))  # as Google Drive calls them
+    if md5 is not None and (known is None or not (known.sha256 or known.md5)):
+        known = RemoteFile(url=path.name, md5=md5, kind="archive")
+    if known is None or archives.is_unpacked(archives.Archive(name=path.name, parts=(path,)), marks):
+        return ""
+    return wrong_checksum(known, path)
+
+
+def _is_miniature(info: DatasetInfo, source: Path) -> bool:
+    """Whether `vidprep miniature` wrote a folder, or the one that it lies in."""
+    for folder in (source.resolve(), source.resolve().parent):
+        with contextlib.suppress(UsageError):  # no description of one
+            return miniature.read_miniature(folder).dataset == info.name
+    return False
 
 
 def _put(source: Path, target: Path) -> None:

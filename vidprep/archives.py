@@ -36,6 +36,7 @@ __all__ = [
     "find_mark",
     "group_parts",
     "is_archive_name",
+    "is_unpacked",
     "part_of",
     "unpack",
 ]
@@ -55,7 +56,6 @@ CHUNK_BYTES = 1024 * 1024
 
 FAULTS = (
     EOFError,
-    IndexError,  # an empty name in a zip
     OSError,
     RuntimeError,  # a password, a packing that it does not know
     ValueError,  # no numbers where a header should hold some; names that are no text
@@ -173,6 +173,23 @@ def find_mark(name: str, marks: Path) -> Unpacked | None:
         return None
 
 
+def is_unpacked(archive: Archive, marks: Path) -> bool:
+    """Whether a run noted that it unpacked this very archive, or that of which these parts are left."""
+    return _find_same(archive, marks) is not None
+
+
+def _find_same(archive: Archive, marks: Path) -> Unpacked | None:
+    before = _read_mark(marks / f"{archive.name}.json")
+    # Fewer parts than then: the rest was removed already, by a run that was killed meanwhile.
+    if before is None or not _states(archive).items() <= before["parts"].items():
+        return None
+    return Unpacked(name=archive.name, num_files=before["num_files"], num_bytes=before["num_bytes"], is_new=False)
+
+
+def _states(archive: Archive) -> dict[str, Any]:
+    return {part.name: source_state(part) for part in archive.parts}
+
+
 def unpack(
     archive: Archive,
     folder: Path,
@@ -201,19 +218,15 @@ def unpack(
         RefusedArchive: a member would leave `folder`, is a device or pipe, or the whole is larger than `limits`.
         CannotWrite: no space, no permission.
     """
-    mark = marks / f"{archive.name}.json"
-    states = {part.name: source_state(part) for part in archive.parts}
-    before = _read_mark(mark)
-    # Fewer parts than then: the rest was removed already, by a run that was killed meanwhile.
-    if before is not None and states.items() <= before["parts"].items():
-        result = Unpacked(name=archive.name, num_files=before["num_files"], num_bytes=before["num_bytes"], is_new=False)
-    else:
+    result = _find_same(archive, marks)
+    if result is None:
+        states = _states(archive)
         result = _unpack_now(archive, folder, limits or Limits(), progress)
         with writing(marks):
             marks.mkdir(parents=True, exist_ok=True)
         # What the mark vouches for, and what deleted archives cannot give back, is on the disk first.
         os.sync()
-        with publish(mark) as stream:
+        with publish(marks / f"{archive.name}.json") as stream:
             facts = {**asdict(result), "parts": states}
             stream.write(json.dumps(facts, indent=1).encode())
     if delete_archives:
@@ -533,7 +546,7 @@ def _extract_zip(archive: Archive, work: Path, bounds: _Bounds, progress: str | 
     with zipfile.ZipFile(path_of_zip) as packed:
         # All names and sizes stand at its end: nothing is written of a zip that is refused.
         for info in packed.infolist():
-            _inside(work, info.filename, archive.name)
+            _inside(work, _zip_name(info), archive.name)
             mode = info.external_attr >> 16
             if stat.S_IFMT(mode) not in (0, stat.S_IFREG, stat.S_IFDIR):
                 raise RefusedArchive(f"{archive.name}: refused: {info.filename} is a link or a device in a zip.")
@@ -541,8 +554,8 @@ def _extract_zip(archive: Archive, work: Path, bounds: _Bounds, progress: str | 
                 raise CorruptArchive(f"{path_of_zip}: {info.filename} is locked with a password; unpack it by hand.")
             bounds.declare(info.filename, info.file_size)
         for info in _shown(packed.infolist(), progress):
-            path = _inside(work, info.filename, archive.name)
-            if info.is_dir():
+            path = _inside(work, _zip_name(info), archive.name)
+            if _zip_name(info).endswith("/"):
                 with _no_clash(archive.name, info.filename), writing(path):
                     path.mkdir(parents=True, exist_ok=True)
                 continue
@@ -552,6 +565,19 @@ def _extract_zip(archive: Archive, work: Path, bounds: _Bounds, progress: str | 
                     raise EOFError(f"{info.filename} is longer than it says")
             num_files += 1
     return num_files
+
+
+def _zip_name(info: zipfile.ZipInfo) -> str:
+    """The name of a member with `/` between folders: some programs of Windows write a backslash, against the norm.
+
+    A drive (`C:`) becomes the root, which no member may begin with.
+
+    Raises:
+        ValueError: an empty name.
+    """
+    if not info.filename:
+        raise ValueError("a member without a name")
+    return re.sub(r"^[A-Za-z]:(?=/)", "", info.filename.replace("\\", "/"))
 
 
 # Parts
@@ -569,9 +595,9 @@ def _wrapped(path: Path) -> _Wrapped | None:
     """The part that a zip holds, alone but for its MD5; None for another zip, and one that cannot be read."""
     try:
         with zipfile.ZipFile(path) as packed:
-            infos = [info for info in packed.infolist() if not info.is_dir()]
+            infos = [info for info in packed.infolist() if not _zip_name(info).endswith("/")]
             held = [info for info in infos if not info.filename.endswith(".md5")]
-            if len(held) != 1 or part_of(held[0].filename.rpartition("/")[2]) is None:
+            if len(held) != 1 or part_of(_zip_name(held[0]).rpartition("/")[2]) is None:
                 return None
             sums = [info for info in infos if info.filename.endswith(".md5") and info.file_size < 10_000]
             text = packed.read(sums[0]).decode("ascii", errors="replace") if sums else ""

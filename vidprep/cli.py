@@ -358,14 +358,14 @@ def split(
     ] = Unit.video,
 ) -> None:
     """Build a data set's lists of videos from its official annotation files."""
-    from vidprep.datasets import activitynet, build_splits, list_path
+    from vidprep.datasets import activitynet, build_splits, list_path, note_count
     from vidprep.splits import write_split
 
     files = [*annotations, *(more or ())]
     if unit is Unit.video:
         splits = build_splits(dataset, files)
     elif dataset == activitynet.INFO.name:
-        splits = activitynet.build_splits(files, unit="segment")
+        splits = {name: note_count(built) for name, built in activitynet.build_splits(files, unit="segment").items()}
     else:
         raise UsageError(
             f"--unit segment: for activitynet; the annotations of {dataset} leave no choice of what a row is."

@@ -90,6 +90,8 @@ class Fetched:
     num_bytes: int
     num_new_bytes: int
     """That travelled in this run, repeated ones included; 0 for a file that was there."""
+    doubt: str = ""
+    """Why it may be cut short and nobody could tell, a sentence; "" for nearly all files."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,6 +115,11 @@ class DownloadReport:
     def num_new_bytes(self) -> int:
         """Bytes that travelled in this run for the files that came."""
         return sum(one.num_new_bytes for one in self.fetched)
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """One sentence for each file that came, of which nothing says whether it came whole."""
+        return tuple(f"{one.path}: {one.doubt}" for one in self.fetched if one.doubt)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -511,6 +518,8 @@ class _Transfer:
     receipts: "_Receipts"
     num_bytes_likely: int | None
     num_travelled: int = 0
+    is_end_known: bool = True
+    """Whether a length or the form of the answer says where the file ends; else the connection just closed."""
     rng: random.Random = field(default_factory=random.Random)
 
     @property
@@ -535,10 +544,28 @@ class _Transfer:
         try:
             self._bring()
             self._check_part()
+            doubt = self._find_doubt()
+            if doubt and self.file.kind == "url_list":
+                # What a list cut short no longer names would never be missed.
+                raise FailedDownload(f"{self.file.url}: {doubt} It is kept as {self._set_aside()}, not used.")
             self._give_name()
         finally:
             self.display.end(self.path, num_there)
-        return Fetched(file=self.file, path=self.path, num_bytes=_size(self.path), num_new_bytes=self.num_travelled)
+        return Fetched(
+            file=self.file,
+            path=self.path,
+            num_bytes=_size(self.path),
+            num_new_bytes=self.num_travelled,
+            doubt=doubt,
+        )
+
+    def _find_doubt(self) -> str:
+        if self.is_end_known or self.file.sha256 or self.file.md5:
+            return ""
+        return (
+            f"length unknown: {_size(self.part)} bytes came, but its server did not say how many there are, and "
+            "nothing is published to compare; look whether it is whole."
+        )
 
     def _check_there(self) -> None:
         """A file under its own name is right when this run's forerunners brought it, or it is checked now."""
@@ -682,6 +709,9 @@ class _Transfer:
 
     def _append(self, response: "httpx.Response", start: int, total: int | None) -> None:
         size, limit = start, total if total is not None else self.file.num_bytes
+        # A body in chunks has an end mark, without which it is a lost connection.
+        is_chunked = "chunked" in response.headers.get("Transfer-Encoding", "").lower()
+        self.is_end_known = limit is not None or is_chunked
         with self._opened_part(start) as stream:
             for chunk in response.iter_raw():
                 if self.stop.is_set():
@@ -698,6 +728,9 @@ class _Transfer:
                     raise FailedDownload(
                         f"{self.file.url}: longer than the {limit} bytes it should have; what came is kept as {aside}."
                     )
+        if not self.is_end_known and self.num_bytes_likely is not None:
+            # Said when it was asked for the size only.
+            limit, self.is_end_known = self.num_bytes_likely, size >= self.num_bytes_likely
         if limit is not None and size < limit:
             raise _Passing(f"the connection ended after {size} of {limit} bytes")
 

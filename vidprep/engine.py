@@ -9,6 +9,7 @@ import os
 import pickle
 import re
 import signal
+import threading
 import time
 import traceback
 from collections.abc import Callable, Collection, Generator, Iterator, Mapping, Sequence
@@ -192,12 +193,26 @@ def _leave_interrupts_to_the_parent() -> None:
 
 @contextmanager
 def _interrupts_blocked() -> Iterator[None]:
-    """Processes that are started inside inherit the block, until they leave interrupts to their parent for good."""
+    """Interrupts wait until the block ends.
+
+    Processes that are started inside inherit that, until they leave interrupts to their parent for good.
+    """
+    held: list[int] = []
+    handler = signal.getsignal(signal.SIGINT)
     before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    # The mask is this thread's own. Another one (NumPy has some) takes the signal meanwhile, and Python interrupts the
+    # main thread all the same: so it is told to wait, too.
+    is_held = threading.current_thread() is threading.main_thread() and handler is not None
+    if is_held:
+        signal.signal(signal.SIGINT, lambda number, _: held.append(number))
     try:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        if is_held:
+            signal.signal(signal.SIGINT, handler)
+        if held:
+            signal.raise_signal(signal.SIGINT)
 
 
 def _attempt(work: Callable[[U], R], index: int, unit: U) -> Done[R]:

@@ -18,6 +18,7 @@ __all__ = [
     "UnknownName",
     "UsageError",
     "VidprepError",
+    "quote",
     "suggest",
 ]
 
@@ -56,6 +57,12 @@ class CorruptShard(VidprepError):
 
 class ChecksumMismatch(VidprepError):
     """A file's checksum is not the published or recorded one."""
+
+
+def quote(value: object) -> str:
+    """A value from a file, as an error sentence shows it: in quotes, and no more than its first 80 characters."""
+    text = repr(value)
+    return text if len(text) <= 84 else f"{text[:80]}..."
 
 
 def suggest(name: str, known: Iterable[str]) -> str:

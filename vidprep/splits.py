@@ -7,6 +7,8 @@ QOlSCBRmfWY,14|93                               several labels are joined by "|"
 
 video_id,label,start_seconds,end_seconds        the same for annotated segments
 video_id,label,start_seconds,end_seconds,segment_id         ... that have names of their own
+
+Where the annotations state how long the whole video is, a column `duration_seconds` or `num_frames` follows.
 """
 
 import csv
@@ -19,7 +21,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from vidprep.errors import ChecksumMismatch, UsageError, VidprepError
+from vidprep.errors import ChecksumMismatch, UsageError, VidprepError, quote
 from vidprep.types import Task, Video
 
 __all__ = [
@@ -38,6 +40,7 @@ __all__ = [
 
 LABEL_SEPARATOR = "|"
 SEGMENT_COLUMNS = ("start_seconds", "end_seconds", "segment_id")
+LENGTH_COLUMNS = ("duration_seconds", "num_frames")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,21 +134,23 @@ def _write_atomically(path: Path, content: bytes) -> None:
 
 
 def split_to_csv(split: Split) -> str:
-    """The text of the split's CSV file; the columns of segments are there when any video has one."""
+    """The text of the split's CSV file; columns of segments and of lengths are there when any video has one."""
     has_names = any(video.segment_id for video in split.videos)
     has_segments = has_names or any(
         video.start_seconds is not None or video.end_seconds is not None for video in split.videos
     )
+    lengths = [name for name in LENGTH_COLUMNS if any(getattr(video, name) is not None for video in split.videos)]
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     quoting_writer = csv.writer(text, lineterminator="\n", quoting=csv.QUOTE_ALL)
-    writer.writerow(["video_id", "label", *SEGMENT_COLUMNS[: 3 * has_names or 2 * has_segments]])
+    writer.writerow(["video_id", "label", *SEGMENT_COLUMNS[: 3 * has_names or 2 * has_segments], *lengths])
     for video in split.videos:
         row = [video.video_id, LABEL_SEPARATOR.join(map(str, video.labels))]
         if has_segments:  # repr of a float reads back as the same float
             row += ["" if x is None else repr(float(x)) for x in (video.start_seconds, video.end_seconds)]
         if has_names:
             row.append(video.segment_id)
+        row += ["" if (length := getattr(video, name)) is None else repr(length) for name in lengths]
         # of itself the writer quotes \n, but not \r, which ends a line for the reader
         (quoting_writer if "\r" in video.video_id + video.segment_id else writer).writerow(row)
     return text.getvalue()
@@ -167,21 +172,24 @@ def read_split(
     """
     videos: list[Video] = []
     first_line: dict[tuple[str, float | None, float | None, str], int] = {}
-    for line, row in read_table(path, required=("video_id", "label"), optional=SEGMENT_COLUMNS):
+    for line, row in read_table(path, required=("video_id", "label"), optional=(*SEGMENT_COLUMNS, *LENGTH_COLUMNS)):
         place = f"{path}, line {line}"
         texts = row["label"].split(LABEL_SEPARATOR) if row["label"] else []
         if task == "single_label" and len(texts) > 1:
-            raise UsageError(f"{place}: {dataset} has one label a video, got {row['label']!r}.")
+            raise UsageError(f"{place}: {dataset} has one label a video, got {quote(row['label'])}.")
         if task == "verb_noun" and len(texts) not in (0, 2):
-            raise UsageError(f"{place}: {dataset} has a verb and a noun (verb|noun), got {row['label']!r}.")
+            raise UsageError(f"{place}: {dataset} has a verb and a noun (verb|noun), got {quote(row['label'])}.")
         sizes = _sizes(task, classes, noun_classes, num_labels=len(texts))
         labels = tuple(
             _parse_label(text, num_classes=size, place=place) for text, size in zip(texts, sizes, strict=True)
         )
         fault = _find_fault(labels, task=task)
         if fault:
-            raise UsageError(f"{place}: {row['video_id']}: {fault}, got {row['label']!r}.")
-        start, end = (parse_seconds(row.get(name, ""), place=place) for name in ("start_seconds", "end_seconds"))
+            raise UsageError(f"{place}: {row['video_id']}: {fault}, got {quote(row['label'])}.")
+        start, end, duration = (
+            parse_seconds(row.get(name, ""), place=place)
+            for name in ("start_seconds", "end_seconds", "duration_seconds")
+        )
         try:
             video = Video(
                 video_id=row["video_id"],
@@ -189,6 +197,8 @@ def read_split(
                 start_seconds=start,
                 end_seconds=end,
                 segment_id=row.get("segment_id", ""),
+                duration_seconds=duration,
+                num_frames=_parse_count(row.get("num_frames", ""), place=place),
             )
         except ValueError as error:
             raise UsageError(f"{place}: {error}.") from error
@@ -211,8 +221,14 @@ def read_split(
 def _parse_label(text: str, *, num_classes: int, place: str) -> int:
     label = int(text) if text.isascii() and text.isdigit() else -1
     if not 0 <= label < num_classes:
-        raise UsageError(f"{place}: a label is a class index from 0 to {num_classes - 1}, got {text!r}.")
+        raise UsageError(f"{place}: a label is a class index from 0 to {num_classes - 1}, got {quote(text)}.")
     return label
+
+
+def _parse_count(text: str, *, place: str) -> int | None:
+    if text and not (text.isascii() and text.isdigit() and len(text) < 19):
+        raise UsageError(f"{place}: num_frames is a number of frames, got {quote(text)}.")
+    return int(text) if text else None
 
 
 def parse_seconds(text: str, *, place: str) -> float | None:
@@ -224,7 +240,7 @@ def parse_seconds(text: str, *, place: str) -> float | None:
     except ValueError:
         seconds = math.nan
     if not math.isfinite(seconds):
-        raise UsageError(f"{place}: a time is a number of seconds, got {text!r}.")
+        raise UsageError(f"{place}: a time is a number of seconds, got {quote(text)}.")
     return seconds
 
 

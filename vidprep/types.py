@@ -28,6 +28,10 @@ class Video:
     end_seconds: float | None = None
     segment_id: str = ""
     """The publisher's own name of the segment (EPIC's narration_id), "" where there is none."""
+    duration_seconds: float | None = None
+    """Length of the whole video, as its annotations state it; `vidprep verify` compares it with the file's."""
+    num_frames: int | None = None
+    """The same in frames, for annotations that count these."""
 
     def __post_init__(self) -> None:
         if not self.video_id:
@@ -40,6 +44,10 @@ class Video:
                 f"{self.video_id}: a segment needs 0 <= start < end seconds, "
                 f"got {self.start_seconds} to {self.end_seconds}"
             )
+        if self.duration_seconds is not None and not 0 < self.duration_seconds < math.inf:
+            raise ValueError(f"{self.video_id}: a video lasts more than 0 seconds, got {self.duration_seconds}")
+        if self.num_frames is not None and self.num_frames < 1:
+            raise ValueError(f"{self.video_id}: a video has at least 1 frame, got {self.num_frames}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -153,7 +161,8 @@ class DatasetInfo:
     splits: Mapping[str, int | None]
     """Split name -> published number of videos (None: not published); reported, never asserted."""
     video_paths: tuple[str, ...]
-    """Glob patterns below the data root, tried in order, with the fields {split} and {video_id}."""
+    """Glob patterns below the data root, tried in order, with the fields {split}, {video_id} and, of Kinetics'
+    `{youtube_id}_{start:06d}_{end:06d}`, {start_seconds}: the start without zeros; {video_id:.11} is the YouTube id."""
     media: Media = "video"
     """What `video_paths` name: video files, or folders of images called as `frames` says."""
     frames: FrameFormat = field(default_factory=FrameFormat)

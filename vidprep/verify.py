@@ -10,6 +10,7 @@ import csv
 import hashlib
 import io
 import json
+import math
 import os
 import tarfile
 from collections.abc import Callable, Mapping, Sequence
@@ -28,6 +29,7 @@ from vidprep.types import FrameAnnotation, FrameFormat, Video
 
 __all__ = [
     "QUARANTINE",
+    "LengthDifference",
     "Moved",
     "ShardsReport",
     "SplitReport",
@@ -96,6 +98,22 @@ class ShardsReport:
 
 
 @dataclass(frozen=True, kw_only=True)
+class LengthDifference:
+    """A sound video that is longer or shorter than its annotations say."""
+
+    video_id: str
+    annotated: float
+    measured: float
+    unit: Literal["seconds", "frames"]
+    path: str
+
+    def __str__(self) -> str:
+        if self.unit == "frames":
+            return f"{self.video_id}: has {self.measured:.0f} frames, annotated are {self.annotated:.0f}"
+        return f"{self.video_id}: lasts {self.measured:.3f} s, annotated are {self.annotated:g} s"
+
+
+@dataclass(frozen=True, kw_only=True)
 class VideosReport:
     """The video files of a split."""
 
@@ -104,11 +122,13 @@ class VideosReport:
     num_listed: int
     """Different videos of the split's list."""
     num_published: int | None
-    """As the data set's publisher counts them."""
+    """As the data set's publisher counts them: segments of verb_noun, else videos."""
     num_sound: int
     num_frames: int
     """Of the sound videos together."""
     faults: tuple[Fault, ...]
+    is_published_in_segments: bool = False
+    """What `num_published` counts."""
     damaged: tuple[str, ...] = ()
     """Videos among the faults whose file is there and is damaged; the others are missing or could not be read."""
     num_segments: int = 0
@@ -117,8 +137,13 @@ class VideosReport:
     """Those that begin within a sound video."""
     doubts: tuple[Fault, ...] = ()
     """Annotated segments of sound videos that do not lie within them; each counts as a sample without frames."""
+    num_lengths: int = 0
+    """Sound videos whose length the annotations state and the file tells: so many were compared."""
+    length_differences: tuple[LengthDifference, ...] = ()
+    """Those that are longer or shorter than annotated; like doubts, these are no faults."""
     list_sha256: str = ""
-    """SHA-256 of the split's list as `vidprep split` writes it; of lists that come with vidprep, the recorded one."""
+    """SHA-256 of the split's list as `vidprep split` writes it, without its columns of lengths: lists with and without
+    them name the same videos. Of lists that come with vidprep, the recorded one."""
     sound_list_sha256: str = ""
     """The same of the list without the videos that are no sound ones: which videos exactly an experiment had."""
 
@@ -142,8 +167,19 @@ class VideosReport:
         if self.num_segments:
             sentence += f"; {self.num_sound_segments} of {self.num_segments} segments"
         if self.num_published is not None:
-            sentence += f"; published: {self.num_published}"
+            sentence += f"; published: {self.num_published}{' segments' if self.is_published_in_segments else ''}"
         return sentence
+
+    @property
+    def lengths(self) -> str:
+        """How many videos are as long as annotated, in one line; "" where nothing says how long they should be."""
+        if not self.num_lengths:
+            return ""
+        num_equal = self.num_lengths - len(self.length_differences)
+        return (
+            f"lengths: {num_equal:,} of {self.num_lengths:,} sound videos are as long as annotated (seconds within "
+            f"{LENGTH_TOLERANCE_SECONDS:g} s or {LENGTH_TOLERANCE_SHARE:.1%}, frames exactly)"
+        )
 
     def to_json(self) -> str:
         """The report as JSON."""
@@ -151,9 +187,11 @@ class VideosReport:
         return json.dumps({**texts, **asdict(self)}, indent=1, ensure_ascii=False) + "\n"
 
     def to_text(self) -> str:
-        """The report in lines: one for each fault and each doubt, the line for a paper, the coverage last."""
+        """The report in lines: each fault, doubt and other length, then the lengths, the footnote, the coverage."""
         lines = [f"{fault.video_id}: {fault.reason}" for fault in self.faults]
         lines += [f"{doubt.video_id}: {doubt.reason}" for doubt in self.doubts]
+        lines += [str(difference) for difference in self.length_differences]
+        lines += [self.lengths] if self.lengths else []
         return "\n".join([*lines, f"footnote: {self.footnote}", self.coverage])
 
 
@@ -307,7 +345,10 @@ def verify_videos(
     workers: int = 1,
     progress: str | None = None,
 ) -> VideosReport:
-    """Look at every video of a split: it exists, opens and decodes, and its annotated segments lie within it.
+    """Look at every video of a split: it exists, opens and decodes, holds its segments, is as long as annotated.
+
+    Annotated seconds may differ from the file's by 1 s or 0.5 %, whichever is more: containers, sound and re-encoding
+    move the end of a video by less. Annotated frames are compared exactly. Where neither is known, nothing is compared.
 
     Of folders of frames: the numbers have no holes and begin as they should, and the files are JPEG images of one size.
 
@@ -333,7 +374,7 @@ def verify_videos(
     reasons: dict[str, str] = {}
     damaged: set[str] = set()
     durations: dict[str, float] = {}
-    num_frames = 0
+    num_frames: dict[str, int] = {}
     work = partial(
         _measure, check_mode=check, delivered=delivered, read_boxes=None if annotations is None else read_boxes
     )
@@ -341,8 +382,7 @@ def verify_videos(
         for outcome in outcomes:
             video_id = outcome.unit.video_id
             if outcome.error is None and outcome.result is not None:
-                num_frames += outcome.result[0]
-                durations[video_id] = outcome.result[1]
+                num_frames[video_id], durations[video_id] = outcome.result
             elif isinstance(outcome.error, VidprepError):
                 reasons[video_id] = str(outcome.error).rstrip(".")
             else:
@@ -352,13 +392,23 @@ def verify_videos(
                 damaged.add(video_id)
     segments = [video for video in split.videos if video.start_seconds is not None or video.end_seconds is not None]
     sound = replace(split, videos=tuple(video for video in split.videos if video.video_id in durations))
+    lengths = [
+        length
+        for video in {video.video_id: video for video in sound.videos}.values()  # once for all segments of a video
+        if (
+            length := _compare_length(
+                video, paths[video.video_id], durations[video.video_id], num_frames[video.video_id]
+            )
+        )
+    ]
     return VideosReport(
         dataset=split.dataset,
         split=split.split,
         num_listed=len(video_ids),
         num_published=num_published,
+        is_published_in_segments=split.task == "verb_noun",
         num_sound=len(video_ids) - len(reasons),
-        num_frames=num_frames,
+        num_frames=sum(num_frames.values()),
         faults=tuple(
             Fault(video_id=unit.video_id, reason=reasons[unit.video_id], path=str(unit.path or ""))
             for unit in units
@@ -374,6 +424,8 @@ def verify_videos(
             for video in sound.videos
             if (doubt := _doubt(video, durations[video.video_id]))
         ),
+        num_lengths=len(lengths),
+        length_differences=tuple(length for length in lengths if _differs(length)),
         list_sha256=_list_sha256(split),
         sound_list_sha256=_list_sha256(sound),
     )
@@ -393,7 +445,23 @@ class _WrongBoxes(CorruptVideo):
 
 
 def _list_sha256(split: Split) -> str:
-    return hashlib.sha256(split_to_csv(split).encode()).hexdigest()
+    videos = tuple(replace(video, duration_seconds=None, num_frames=None) for video in split.videos)
+    return hashlib.sha256(split_to_csv(replace(split, videos=videos)).encode()).hexdigest()
+
+
+def _compare_length(video: Video, path: Path, duration_seconds: float, num_frames: int) -> LengthDifference | None:
+    """What is annotated and what was measured: frames where these are annotated, else seconds; None: not known."""
+    facts = {"video_id": video.video_id, "path": str(path)}
+    if video.num_frames is not None:
+        return LengthDifference(**facts, annotated=video.num_frames, measured=num_frames, unit="frames")
+    if video.duration_seconds is None or not math.isfinite(duration_seconds):
+        return None
+    return LengthDifference(**facts, annotated=video.duration_seconds, measured=duration_seconds, unit="seconds")
+
+
+def _differs(length: LengthDifference) -> bool:
+    tolerance = max(LENGTH_TOLERANCE_SECONDS, LENGTH_TOLERANCE_SHARE * length.annotated)
+    return abs(length.measured - length.annotated) > (tolerance if length.unit == "seconds" else 0)
 
 
 def _doubt(video: Video, duration_seconds: float) -> str:
@@ -408,6 +476,9 @@ def _doubt(video: Video, duration_seconds: float) -> str:
 
 
 END_TOLERANCE_SECONDS = 1.0
+LENGTH_TOLERANCE_SECONDS = 1.0
+LENGTH_TOLERANCE_SHARE = 0.005
+"""Of the annotated length; the larger of the two tolerances counts."""
 
 
 def _measure(

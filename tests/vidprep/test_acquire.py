@@ -1,4 +1,6 @@
+import hashlib
 import io
+import json
 import random
 import signal
 import subprocess
@@ -6,6 +8,7 @@ import sys
 import tarfile
 import time
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -256,6 +259,16 @@ def test_taken_archives_are_freed_only_when_asked_and_other_files_never(tmp_path
     assert set(files_of(tmp_path / "root")) == {"val/d.mp4", "annotations/val.csv"}
 
 
+def test_the_same_command_after_the_last_archive_was_freed_finds_all_in_place(tmp_path: Path) -> None:
+    source = give(tmp_path / "mine", {"val/part_0.tar.gz": SERVED["/val/part_0.tar.gz"]})
+    take_dataset(INFO, source, tmp_path / "root", delete_archives=True)
+
+    again = take_dataset(INFO, source, tmp_path / "root", delete_archives=True)
+
+    assert [(one.name, one.num_files, one.is_new) for one in again.unpacked] == [("part_0.tar.gz", 1, False)]
+    assert (again.failures, again.num_files) == ((), 1)
+
+
 def test_taking_one_split_leaves_the_others(tmp_path: Path) -> None:
     source = give(
         tmp_path / "mine",
@@ -317,6 +330,67 @@ def test_files_on_another_disk_are_copied(tmp_path: Path, monkeypatch: pytest.Mo
     take_dataset(INFO, source, tmp_path / "root")
 
     assert files_of(tmp_path / "root") == {"annotations/train.csv": b"1"}
+
+
+@pytest.mark.parametrize("prefix", ["", "Copy of "])
+def test_an_archive_that_is_not_the_published_one_is_refused_by_name(
+    tmp_path: Path, prefix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    good = tar_of({"v1-2/val/v_a.mp4": b"a"})
+    info = replace(DATASETS["activitynet"], archive_md5={"v1-2_val.tar.gz": hashlib.md5(good).hexdigest()})
+    source = give(tmp_path / "mine", {f"{prefix}v1-2_val.tar.gz": tar_of({"v1-2/val/v_b.mp4": b"b"})})
+
+    report = take_dataset(info, source, tmp_path / "root", delete_archives=True)
+
+    [failure] = report.failures
+    assert f"mine/{prefix}v1-2_val.tar.gz: its md5 is " in failure
+    assert f"published is {hashlib.md5(good).hexdigest()}; nothing of it was taken" in failure
+    assert files_of(tmp_path / "root") == {}
+
+    path = source / f"{prefix}v1-2_val.tar.gz"
+    path.rename(source / "mine.tar.gz")
+    path.write_bytes(good)
+    assert not take_dataset(info, source, tmp_path / "root").failures
+    assert files_of(tmp_path / "root") == {"v1-2/val/v_a.mp4": b"a", "v1-2/val/v_b.mp4": b"b"}
+
+    monkeypatch.setattr(acquire, "wrong_checksum", lambda *_: pytest.fail("read again"))
+    assert [one.is_new for one in take_dataset(info, source, tmp_path / "root").unpacked] == [False, False]
+
+
+def test_an_archive_with_a_checksum_among_its_files_is_compared_as_well(tmp_path: Path) -> None:
+    source = give(tmp_path / "mine", {"ILSVRC2015_VID.tar.gz": tar_of({"ILSVRC2015/x": b"x"})})
+    [failure] = take_dataset(DATASETS["imagenet_vid"], source, tmp_path / "root").failures
+    assert "its md5 is" in failure
+    assert files_of(tmp_path / "root") == {}
+
+
+def test_the_archives_of_a_miniature_differ_with_a_note(tmp_path: Path) -> None:
+    content = {"dataset": "activitynet", "seed": 0, "annotations": [], "splits": {}, "traps": {}}
+    mini = give(tmp_path / "mini", {"archives/v1-2_val.tar.gz": tar_of({"v_a.mp4": b"a"})})
+    (mini / "expected.json").write_text(json.dumps(content))
+
+    report = take_dataset(DATASETS["activitynet"], mini / "archives", tmp_path / "root")
+
+    assert report.failures == ()
+    assert report.notes == (
+        f"{mini}/archives: a miniature, so not what was published under these names: v1-2_val.tar.gz.",
+    )
+    assert "note: " in report.to_text()
+
+    (mini / "expected.json").write_text(json.dumps(content | {"dataset": "fcvid"}))
+    assert take_dataset(DATASETS["activitynet"], mini / "archives", tmp_path / "other").failures
+
+
+def test_a_file_whose_end_nobody_says_is_noted_but_not_an_archive(tmp_path: Path) -> None:
+    def behave(path: str, num_gets: int) -> Behaviour:
+        return Behaviour(has_length=path.endswith(".txt"))
+
+    with serve(dict(SERVED), behave) as server:
+        report = download_dataset(INFO, tmp_path, mirror=server.url, retries=QUICK)
+
+    assert files_of(tmp_path) == WHOLE
+    [note] = report.notes
+    assert note.startswith(f"{tmp_path}/annotations/train.csv: length unknown: 15 bytes came")
 
 
 def test_folders_that_cannot_be_taken_from_are_refused(tmp_path: Path) -> None:
@@ -403,6 +477,55 @@ def test_ctrl_c_ends_the_command_in_one_line_and_the_next_one_goes_on(tmp_path: 
         assert server.gets(path)[-1].range == f"bytes={num_there}-"
         assert "unpacked now" in done.stdout
     assert (tmp_path / "val" / "a.mp4").stat().st_size == 2_000_000
+
+
+SLOW = pytest.mark.slow
+
+
+@pytest.mark.parametrize(
+    ("end", "is_freed", "num_runs"),
+    [
+        (signal.SIGKILL, False, 2),
+        (signal.SIGINT, True, 2),
+        pytest.param(signal.SIGKILL, True, 6, marks=SLOW),
+        pytest.param(signal.SIGINT, False, 6, marks=SLOW),
+    ],
+)
+def test_a_run_that_ends_while_it_unpacks_leaves_nothing_half_written(
+    tmp_path: Path, end: signal.Signals, is_freed: bool, num_runs: int
+) -> None:
+    chance = random.Random(f"{end} {is_freed}")
+    packed = {f"part_{part}": {f"{part}_{index}.mp4": chance.randbytes(3000) for index in range(1000)} for part in "ab"}
+    source = give(tmp_path / "mine", {f"val/{name}.tar.gz": tar_of(files) for name, files in packed.items()})
+    whole = {f"val/{name}": content for files in packed.values() for name, content in files.items()}
+    root = tmp_path / "root"
+    arguments = [*COMMAND, "download", "kinetics400", "--data-root", str(root), "--from", str(source)]
+    arguments += ["--delete-archives"] if is_freed else []
+
+    for _ in range(num_runs):
+        process = subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        deadline = time.monotonic() + 20
+        while process.poll() is None and not list(root.glob("val/.unpacking-*")):
+            assert time.monotonic() < deadline
+            time.sleep(0.001)
+        time.sleep(chance.uniform(0.0, 0.3))
+        process.send_signal(end)
+        _, errors = process.communicate(timeout=20)
+        # It may have ended by itself.
+        assert process.returncode in ((-signal.SIGKILL, 0) if end == signal.SIGKILL else (130, 0))
+        assert errors == "" or errors == "error: interrupted; the same command goes on where it stopped.\n"
+        # What is in sight is whole.
+        seen = {name: content for name, content in files_of(root).items() if "/." not in name}
+        assert whole.items() >= seen.items()
+        if end == signal.SIGINT:
+            assert not list(root.glob("val/.*"))
+
+    done = subprocess.run(arguments, capture_output=True, text=True, timeout=60, check=False)
+
+    assert (done.returncode, done.stderr) == (0, "")
+    assert files_of(root) == whole
+    assert is_freed or "(2000 files in all)" in done.stdout
+    assert len(list(source.rglob("*.gz"))) == (0 if is_freed else 2)
 
 
 def test_a_set_behind_a_form_says_what_to_sign(tmp_path: Path) -> None:

@@ -219,7 +219,10 @@ def test_a_bad_header_in_the_middle_is_not_taken_for_the_end(at: Place) -> None:
     at.assert_nothing_written()
 
 
-@pytest.mark.parametrize("content", [b"", b"<html>log in</html>", gzip.compress(b"no tar")])
+NO_ARCHIVES = {"empty": b"", "web page": b"<html>log in</html>", "gzip of text": gzip.compress(b"no tar", mtime=0)}
+
+
+@pytest.mark.parametrize("content", NO_ARCHIVES.values(), ids=NO_ARCHIVES)
 def test_what_is_no_archive_is_refused(at: Place, content: bytes) -> None:
     at.add("set.tar.gz", content)
     with pytest.raises(CorruptArchive, match=r"set.tar.gz: cannot be unpacked"):
@@ -361,12 +364,46 @@ def test_links_that_stay_inside_are_kept(at: Place) -> None:
     assert (at.target / "e" / "soft").readlink() == Path("../d/a")
 
 
-@pytest.mark.parametrize("name", ["../outside", "/tmp/vidprep_was_here", "a/../../outside"])
+LEAVING_ZIP = [
+    "../outside",
+    "/tmp/vidprep_was_here",
+    "a/../../outside",
+    "..\\outside",
+    "a\\..\\..\\outside",
+    "a/..\\../outside",
+    "\\tmp\\vidprep_was_here",
+    "\\\\host\\share",
+    "C:\\tmp\\vidprep_was_here",
+    "c:/tmp/vidprep_was_here",
+]
+
+
+@pytest.mark.parametrize("name", LEAVING_ZIP)
 def test_no_member_of_a_zip_leaves_the_folder(at: Place, name: str) -> None:
     at.add("bad.zip", zip_of({"good": b"good", name: b"bad"}))
     with pytest.raises(RefusedArchive, match="would leave"):
         at.unpack()
     at.assert_nothing_written()
+    assert not Path("/tmp/vidprep_was_here").exists()
+
+
+def test_backslashes_in_a_zip_of_windows_are_folders(at: Place) -> None:
+    at.add("set.zip", zip_of({"set\\": b"", "set\\yoga\\": b"", "set\\yoga\\a.mp4": b"a", "set\\b c.mp4": b"b"}))
+
+    [unpacked] = at.unpack()
+
+    assert at.files() == {"set/yoga/a.mp4": b"a", "set/b c.mp4": b"b"}
+    assert unpacked.num_files == 2
+
+
+def test_a_part_behind_backslashes_in_a_zip_of_its_own_is_joined(at: Place) -> None:
+    whole = tar_of(FILES)
+    for number, part in enumerate((whole[:30_000], whole[30_000:])):
+        at.add(f"set-0{number}.zip", zip_of({"parts\\": b"", f"parts\\set-0{number}": part}))
+
+    at.unpack()
+
+    assert at.files() == FILES
 
 
 def test_a_link_in_a_zip_is_refused(at: Place) -> None:
@@ -530,6 +567,37 @@ def test_parts_that_a_killed_run_had_not_freed_yet_are_freed_by_the_next(
     assert not again.is_new
     assert not list(at.source.iterdir())
     assert at.files() == FILES
+
+
+@pytest.mark.parametrize("num_moved", [0, 1, 2])
+def test_a_run_that_ends_while_it_moves_into_place_is_made_good_by_the_next(
+    at: Place, num_moved: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    at.add("first.tar.gz", tar_of({"set/old": b"old"}))
+    at.unpack()
+    at.add("set.tar.gz", tar_of(FILES))
+    moved: list[Path] = []
+    really_replace = Path.replace
+
+    def replace(path: Path, target: Path) -> Path:
+        if ".unpacking-set.tar.gz" in path.parts:
+            if len(moved) == num_moved:
+                raise KeyboardInterrupt
+            moved.append(path)
+        return really_replace(path, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "replace", replace)
+        with pytest.raises(KeyboardInterrupt):
+            at.unpack(delete_archives=True)
+    assert (at.source / "set.tar.gz").is_file()
+    assert not list(at.target.glob(".*"))
+    assert {"set/old": b"old", **FILES}.items() >= at.files().items()
+    assert len(at.files()) == 1 + num_moved
+
+    assert [(unpacked.num_files, unpacked.is_new) for unpacked in at.unpack()] == [(3, True)]
+
+    assert at.files() == {"set/old": b"old", **FILES}
 
 
 def test_what_a_killed_run_left_is_removed(at: Place) -> None:

@@ -40,6 +40,12 @@ REASONS: Mapping[Flaw, str] = {
     "outside": "lies outside the video",
 }
 
+WITH_LENGTHS = {
+    *("kinetics400", "kinetics600", "kinetics700", "mini_kinetics", "mini_kinetics_xie2018"),
+    *("activitynet", "epic_kitchens", "imagenet_vid"),
+}
+"""Data sets whose annotation files state how long a video is."""
+
 Run = Callable[..., tuple[int, str]]
 
 
@@ -53,6 +59,11 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
         return status, capsys.readouterr().out
 
     return run_command
+
+
+def test_the_chain_covers_every_published_data_set() -> None:
+    assert set(MAKERS) == set(DATASETS) - {"toy", "folder"}
+    assert len(MAKERS) == 12
 
 
 @pytest.mark.parametrize("name", sorted(MAKERS))
@@ -112,6 +123,11 @@ def check_verified(made: Miniature, expected: ExpectedSplit, report: Mapping[str
     # What is only shortened is told, too, though it becomes a sample.
     assert set(doubts) <= {made.traps.get("segment that ends after the video")}
     assert all(re.search("the segment ends at", reason) for reason in doubts.values())
+    # Where annotations state lengths, all sound videos were compared, and those that differ on purpose are named.
+    sound = {sample.video_id for sample in expected.samples}
+    odd = {made.traps.get("clip shorter than its ten seconds"), made.traps.get("duration that the file does not have")}
+    assert {length["video_id"] for length in report["length_differences"]} == odd & sound
+    assert report["num_lengths"] == (len(sound) if made.dataset in WITH_LENGTHS else 0)
 
 
 def check_faults(expected: ExpectedSplit, faults: Sequence[tuple[str, str]]) -> None:

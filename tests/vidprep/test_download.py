@@ -47,14 +47,15 @@ def files_below(folder: Path) -> dict[str, bytes]:
     }
 
 
-def test_two_hundred_files_come_whole_from_a_server_that_drops_refuses_and_ignores(tmp_path: Path) -> None:
+@pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(1, 6))])
+def test_two_hundred_files_come_whole_from_a_server_that_drops_refuses_and_ignores(tmp_path: Path, seed: int) -> None:
     files = {f"/f/{index:03d}.bin": content_of(str(index), 1000 + 397 * index) for index in range(200)}
     wrong = {"/f/007.bin", "/f/042.bin", "/f/199.bin"}
 
     def behave(path: str, num_gets: int) -> Behaviour:
         if num_gets < 0:
             return Behaviour()
-        lot = random.Random(f"{path} {num_gets}")
+        lot = random.Random(f"{seed} {path} {num_gets}")
         if path == "/f/007.bin":
             return Behaviour(content=files[path][:-1] + bytes([files[path][-1] ^ 1]))
         if path == "/f/042.bin":
@@ -62,7 +63,10 @@ def test_two_hundred_files_come_whole_from_a_server_that_drops_refuses_and_ignor
         if path == "/f/199.bin":
             return Behaviour(content=files[path] + b"more", has_length=False)
         # The third answer is always whole, so the run is bounded.
-        kind = lot.choice(["drop", "500", "429", "ignore", "good"]) if num_gets < 3 else "good"
+        kinds = ["drop", "chunked", "500", "429", "ignore", "good"]
+        kind = lot.choice(kinds) if num_gets < 3 else "good"
+        if kind == "chunked":
+            return Behaviour(is_chunked=True, drop_after=lot.choice([None, lot.randrange(len(files[path]))]))
         if kind == "drop":
             return Behaviour(drop_after=lot.randrange(len(files[path])))
         if kind == "ignore":
@@ -108,13 +112,61 @@ def test_a_dropped_connection_goes_on_at_the_missing_byte(tmp_path: Path) -> Non
         assert server.num_sent() == len(content)
 
 
-def test_a_file_without_length_or_validator_is_fetched_whole(tmp_path: Path) -> None:
+def test_a_body_in_chunks_that_lacks_its_end_is_asked_for_again(tmp_path: Path) -> None:
     content = content_of("a", 50_000)
 
-    with serve({"/a.bin": content}, lambda path, num_gets: Behaviour(has_length=False, has_etag=False)) as server:
-        report = download_files([remote(server, "/a.bin", is_published=False)], tmp_path, retries=QUICK)
+    def behave(path: str, num_gets: int) -> Behaviour:
+        return Behaviour(is_chunked=True, has_etag=False, drop_after=20_000 if num_gets < 2 else None)
 
-    assert [one.num_bytes for one in report.fetched] == [len(content)]
+    with serve({"/a.bin": content}, behave) as server:
+        report = download_files([remote(server, "/a.bin", is_published=False)], tmp_path, retries=QUICK)
+        assert len(server.gets()) == 3
+
+    assert (tmp_path / "a.bin").read_bytes() == content
+    assert (report.failures, report.notes) == ((), ())
+
+
+def test_a_file_whose_end_nobody_says_is_taken_with_a_note(tmp_path: Path) -> None:
+    content = content_of("a", 50_000)
+
+    def behave(path: str, num_gets: int) -> Behaviour:
+        return Behaviour(has_length=False, has_etag=False)
+
+    with serve({"/a.bin": content, "/b.bin": content}, behave) as server:
+        files = [remote(server, "/a.bin", is_published=False), remote(server, "/b.bin")]
+        report = download_files(files, tmp_path, retries=QUICK)
+
+    assert [one.num_bytes for one in report.fetched] == [len(content)] * 2
+    [note] = report.notes
+    assert note.startswith(
+        f"{tmp_path / 'a.bin'}: length unknown: 50000 bytes came, but its server did not say how many"
+    )
+
+
+def test_a_length_that_was_said_beforehand_shows_a_cut(tmp_path: Path) -> None:
+    content = content_of("a", 50_000)
+
+    def behave(path: str, num_gets: int) -> Behaviour:
+        if num_gets < 0:
+            return Behaviour()
+        return Behaviour(has_length=False, has_etag=False, drop_after=20_000 if num_gets == 0 else None)
+
+    with serve({"/a.bin": content}, behave) as server:
+        report = download_files([remote(server, "/a.bin", is_published=False)], tmp_path, retries=QUICK)
+        assert len(server.gets()) == 2
+
+    assert (tmp_path / "a.bin").read_bytes() == content
+    assert (report.failures, report.notes) == ((), ())
+
+
+def test_a_list_of_urls_whose_end_nobody_says_is_refused(tmp_path: Path) -> None:
+    with serve({"/list.txt": b"http://a/b.tar\n"}, lambda path, num_gets: Behaviour(has_length=False)) as server:
+        listing = RemoteFile(url=f"{server.url}/list.txt", kind="url_list")
+        files, [failure] = expand_lists([listing], tmp_path, retries=QUICK)
+
+    assert files == []
+    assert "length unknown: 15 bytes came" in failure.reason
+    assert "archives/list.txt.rejected, not used" in failure.reason
 
 
 def test_without_validator_and_checksum_a_part_is_not_trusted(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from contextlib import closing
 from functools import partial
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from vidprep import engine
 from vidprep.engine import CannotWrite, Outcome, WorkerDied, differences, lock, publish, run, sweep, writing
 from vidprep.errors import CorruptVideo, UsageError
 
@@ -250,3 +252,21 @@ def test_differences_are_named_with_both_values() -> None:
     many = {f"setting_{number}": number for number in range(9)}
     assert differences({"frames": many}, {"frames": many | {"setting_8": 0}}) == "frames.setting_8 was 8, now 0"
     assert differences({"frames": None}, {"frames": {"fps": 5}}) == "frames was None, now {'fps': 5}"
+
+
+def test_an_interrupt_that_another_thread_takes_waits_for_the_end_of_the_block() -> None:
+    taker = threading.Thread(target=time.sleep, args=(1.0,), daemon=True)
+    taker.start()  # not blocked: the system gives it the signal
+    is_finished = False
+
+    def interrupt_inside() -> None:
+        nonlocal is_finished
+        with engine._interrupts_blocked():
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(0.1)
+            is_finished = True
+
+    with pytest.raises(KeyboardInterrupt):
+        interrupt_inside()
+    assert is_finished
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler

@@ -112,6 +112,16 @@ CASES = [
         last="00045.jpg",
     ),
     Case(
+        layout="taps/something_v2",
+        video_id="32",
+        label=114,
+        num_frames=29,
+        line="val/32 29 114\r\n",
+        folder="something2something-v2/frames/val/32",
+        first="00001.jpg",
+        last="00029.jpg",
+    ),
+    Case(
         layout="taps/something_v2:half1",
         video_id="32",
         label=114,
@@ -356,6 +366,40 @@ def test_list_lines_and_frame_names_are_those_of_the_code_base(case: Case, tmp_p
         assert check_frames(listed) == ()
 
 
+ALL_LAYOUTS = [layout for layouts in LAYOUTS.values() for layout in layouts]
+COVERED = {case.layout for case in CASES}
+
+
+@pytest.mark.parametrize(
+    "layout",
+    [layout for layout in ALL_LAYOUTS if layout.write_list is None and layout.name not in COVERED],
+    ids=lambda layout: layout.name,
+)
+def test_every_other_layout_reads_back_what_it_wrote(layout: Layout, tmp_path: Path) -> None:
+    split_name = next(iter(layout.splits))
+    is_file = layout.dataset == "folder" and layout.frames is None
+    video_id = "run/a.mp4" if is_file else "0wR5jVB-WPk_000417_000427"
+    is_delivered = layout.frames is not None and get(layout.dataset).media == "frames"
+    delivered = FrameFormat(template="{:05d}.jpg") if is_delivered else None
+    if delivered is not None:
+        source = write_frames(tmp_path / "frames", 12)
+    else:
+        source = write_numbered_video(tmp_path / "0wR5jVB-WPk_000417_000427.mp4", num_frames=12)
+    split = make_split(
+        layout.dataset,
+        Video(video_id=video_id, labels=(0,)),
+        split=split_name,
+        classes=("walk", "run") if layout.dataset == "folder" else (),
+    )
+    out = tmp_path / "out"
+    report = export(split, {video_id: source}, layout=layout, out=out, delivered=delivered)
+    assert report.faults == ()
+    listed = read_list(report.list_file, layout, split=split_name, root=out, classes=split.classes)
+    assert [video.labels for video in listed.split.videos] == [(0,)]
+    assert [video.video_id.partition("@")[0] for video in listed.split.videos] == [video_id]
+    assert check_frames(listed) == ()
+
+
 def test_five_frames_per_second_mean_52_or_50_of_ten_seconds(tmp_path: Path) -> None:
     path = write_numbered_video(tmp_path / "a.mp4", num_frames=300, fps=30, width=64, height=48)
     counts: dict[Literal["output", "filter"], int] = {"output": 52, "filter": 50}
@@ -374,6 +418,7 @@ def test_sta_lists_whole_paths_with_one_space(tmp_path: Path) -> None:
     out = tmp_path / "k400"
     report = export(split, {path.stem: path}, layout=find_layout("sta", "kinetics400"), out=out)
     assert (out / "val.csv").read_text() == f"{out}/val/abseiling/0wR5jVB-WPk_000417_000427.mp4 0\n"
+    assert (out / "test.csv").read_bytes() == (out / "val.csv").read_bytes()
     assert (out / "val/abseiling" / path.name).samefile(path)
     assert [fault.video_id for fault in report.faults] == ["gone"]
     listed = read_list(out / "val.csv", find_layout("sta", "kinetics400"), split="val", root=out, classes=split.classes)

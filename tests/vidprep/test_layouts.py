@@ -218,7 +218,20 @@ def test_line_ends_marks_and_blank_lines_do_not_matter(text: str, tmp_path: Path
         ("a.mp4 3\n", "sta/kinetics400", r"line 1: sta lists whole paths, got 'a.mp4'"),
         ("/k/my clip.mp4 3\n", "sta/kinetics400", r"holds a space, which sta takes for the end of the path"),
         ("/k/a.mp4  3\n", "sta/kinetics400", r"'/k/a.mp4 ' holds a space"),
+        (
+            "1 5 0\n.. 5 0\n",
+            "taps/jester",
+            r"line 2: expected a path like \{video_id\}, got '..', which leads elsewhere",
+        ),
+        ("../.. 5 0\n", "mmaction2/folder", r"line 1: expected a path like .*, got '../..', which leads elsewhere"),
+        ("a/../../x,5,0\n", "uni_adafocus/fcvid", r"line 1: .* got 'a/../../x', which leads elsewhere"),
+        ("/etc/passwd 5 0\n", "mmaction2/folder", r"line 1: mmaction2 lists paths below /data/raw.*'/etc/passwd'"),
+        ("/etc/passwd,5,0\n", "uni_adafocus/fcvid", r"line 1: uni_adafocus lists paths below .*'/etc/passwd'"),
+        ("val/part_0/...mp4 5 0\n", "tam/kinetics400:videos", r"line 1: .* which leads elsewhere"),
+        ("/k/...mp4 0\n", "sta/kinetics400", r"line 1: .* which leads elsewhere"),
+        ("a\0b 5 0\n", "taps/jester", r"line 1: .* which leads elsewhere"),
         ("x", "rgtp/kinetics400", r"reads the official label files \(labels.csv\).*use `vidprep split kinetics400`"),
+        ("x", "rgtp/epic_kitchens", r"reads the official label files \(EPIC_100_validation.csv\)"),
     ],
 )
 def test_wrong_lists_are_refused_with_line_and_reason(text: str, name: str, sentence: str, tmp_path: Path) -> None:
@@ -238,6 +251,14 @@ def test_sta_lists_of_files_anywhere_are_read_by_their_names(tmp_path: Path) -> 
     text = "/mnt/k400/val/abseiling/0wR5jVB-WPk_000417_000427.mp4 0\n"
     [row] = read(write(tmp_path, text), "sta/kinetics400").rows
     assert (row.video_id, row.source) == ("0wR5jVB-WPk_000417_000427", Path(text.split()[0]))
+
+
+def test_whole_paths_of_tams_list_maker_are_read(tmp_path: Path) -> None:
+    text = f"{tmp_path}/val/part_3/0wR5jVB-WPk_000417_000427.mp4 300 0"
+    [row] = read(write(tmp_path, text), "tam/kinetics400:videos").rows
+    assert (row.video_id, row.source) == ("0wR5jVB-WPk_000417_000427", Path(text.split()[0]))
+    [row] = read(write(tmp_path, "val/0wR5jVB-WPk_000417_000427.mp4 300 0"), "tam/kinetics400:videos").rows
+    assert row.source == Path("/data/k400/val/0wR5jVB-WPk_000417_000427.mp4")
 
 
 def test_tsm_lists_with_their_longer_prefix_and_sorted_numbers_are_read(tmp_path: Path) -> None:

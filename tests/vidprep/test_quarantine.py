@@ -95,8 +95,64 @@ def test_segments_that_do_not_lie_in_their_video_are_doubted(tmp_path: Path) -> 
         ("P01_11_2", "the segment ends at 9 s, the video at 5.000 s"),
         ("P01_11_3", "the segment begins at 6 s, the video ends at 5.000 s"),
     ]
-    assert report.coverage == ("epic_kitchens/val: 1 of 2 listed videos (50.0 %); 3 of 8 segments; published: 9668")
+    assert report.coverage == (
+        "epic_kitchens/val: 1 of 2 listed videos (50.0 %); 3 of 8 segments; published: 9668 segments"
+    )
     assert report.footnote.startswith("epic_kitchens/val: 3 of 8 segments of 2 videos (37.5 %), list sha256 ")
+
+
+def test_lengths_other_than_annotated_are_named_with_both_figures_and_counted(tmp_path: Path) -> None:
+    path = write_numbered_video(tmp_path / "a.mp4", num_frames=80, fps=10, width=64, height=48)
+    annotated = {"cut": 15.5, "near": 8.9, "equal": 8.0, "long": 6.9, "unknown": None, "gone": 20.0}
+    split = make_split(*(Video(video_id=name, duration_seconds=seconds) for name, seconds in annotated.items()))
+    report = verify_videos(split, {name: path for name in annotated if name != "gone"})
+    assert [(length.video_id, length.annotated, length.measured) for length in report.length_differences] == [
+        ("cut", 15.5, 8.0),
+        ("long", 6.9, 8.0),
+    ]
+    assert report.to_text().splitlines()[:4] == [
+        "gone: no file found for it",
+        "cut: lasts 8.000 s, annotated are 15.5 s",
+        "long: lasts 8.000 s, annotated are 6.9 s",
+        "lengths: 2 of 4 sound videos are as long as annotated (seconds within 1 s or 0.5%, frames exactly)",
+    ]
+    as_json = json.loads(report.to_json())
+    assert (as_json["num_lengths"], as_json["length_differences"][0]["measured"]) == (4, 8.0)
+    assert report.num_sound == 5  # a length is no fault
+
+
+def test_long_videos_may_differ_by_a_share_of_their_length() -> None:
+    times = [(975.0, 979.8), (975.0, 980.0), (60.0, 61.0), (60.0, 61.1)]
+    lengths = [
+        verification.LengthDifference(video_id="a", annotated=annotated, measured=measured, unit="seconds", path="")
+        for annotated, measured in times
+    ]
+    assert [verification._differs(length) for length in lengths] == [False, True, False, True]
+
+
+def test_annotated_frames_are_compared_exactly_and_once_a_video(tmp_path: Path) -> None:
+    folders = {name: write_frames(tmp_path / name, 9) for name in ("1", "2", "3")}
+    counts = {"1": 9, "2": 10, "3": None}
+    split = make_split(
+        *(
+            Video(video_id=name, start_seconds=start, end_seconds=start + 0.1, num_frames=counts[name])
+            for name in folders
+            for start in (0.0, 0.2)
+        )
+    )
+    report = verify_videos(split, folders, delivered=JESTER)
+    assert [str(length) for length in report.length_differences] == ["2: has 9 frames, annotated are 10"]
+    assert report.num_lengths == 2
+
+
+def test_a_list_with_lengths_has_the_checksum_of_the_same_list_without(tmp_path: Path) -> None:
+    folders = {"1": write_frames(tmp_path / "1", 3)}
+    with_length, without = (
+        verify_videos(make_split(video), folders, delivered=JESTER)
+        for video in (Video(video_id="1", num_frames=3), Video(video_id="1"))
+    )
+    assert with_length.footnote == without.footnote
+    assert (with_length.num_lengths, without.num_lengths, without.lengths) == (1, 0, "")
 
 
 def test_the_footnote_names_the_list_by_its_checksum(tmp_path: Path) -> None:
@@ -281,6 +337,8 @@ def test_lists_are_built_from_several_files_by_video_or_by_segment(run: Run, tes
         lines[unit] = output
     assert " segments of " in lines["segment"]
     assert " segments of " not in lines["video"]
+    for text in lines.values():
+        assert "note: activitynet/train: 116 videos; 10,024 were published." in text
     status, _, errors = run("split", "jester", "-a", anet, "--data-root", tmp_path / "root", "--unit", "segment")
     assert status == 2
     assert "--unit segment: for activitynet" in errors

@@ -41,16 +41,20 @@ def test_written_split_reads_back_the_same(tmp_path: Path) -> None:
 
 
 videos = st.builds(
-    lambda name, labels, start, length: Video(
+    lambda name, labels, start, length, duration, num_frames: Video(
         video_id=name,
         labels=tuple(labels),
         start_seconds=start,
         end_seconds=None if length is None else (start or 0.0) + length,
+        duration_seconds=duration,
+        num_frames=num_frames,
     ),
     st.text(st.characters(codec="utf-8"), min_size=1),
     st.lists(st.integers(0, 2), unique=True),
     st.none() | st.floats(0, 1e5),
     st.none() | st.floats(0.01, 1e5),
+    st.none() | st.floats(0.01, 1e5),
+    st.none() | st.integers(1, 10**6),
 )
 
 
@@ -65,6 +69,20 @@ def test_any_split_reads_back_the_same(tmp_path_factory: pytest.TempPathFactory,
 def test_file_without_segments_has_two_columns_and_plain_line_ends(tmp_path: Path) -> None:
     write_split(make_split(Video(video_id="a", labels=(2, 0)), Video(video_id="b")), tmp_path / "val.csv")
     assert (tmp_path / "val.csv").read_bytes() == b"video_id,label\na,2|0\nb,\n"
+
+
+def test_annotated_lengths_have_columns_of_their_own_where_there_are_any(tmp_path: Path) -> None:
+    path = tmp_path / "val.csv"
+    videos = (Video(video_id="a", labels=(1,), duration_seconds=82.73), Video(video_id="b", num_frames=37))
+    write_split(make_split(*videos), path)
+    assert path.read_bytes() == b"video_id,label,duration_seconds,num_frames\na,1,82.73,\nb,,,37\n"
+    assert read(path).videos == videos
+    write_split(make_split(videos[0]), path)
+    assert path.read_bytes() == b"video_id,label,duration_seconds\na,1,82.73\n"
+    named = Video(video_id="P01_01", labels=(1,), start_seconds=0.5, segment_id="P01_01_0", duration_seconds=1652.0)
+    write_split(make_split(named), path)
+    assert path.read_text().splitlines()[0] == ("video_id,label,start_seconds,end_seconds,segment_id,duration_seconds")
+    assert read(path).videos == (named,)
 
 
 @pytest.mark.parametrize(
@@ -82,7 +100,8 @@ def test_other_hands_line_ends_and_column_orders_are_read(tmp_path: Path, text: 
     [
         (
             "",
-            r"line 1: expected the header video_id,label\[,start_seconds\]\[,end_seconds\]\[,segment_id\], got",
+            r"line 1: expected the header video_id,label\[,start_seconds\]\[,end_seconds\]\[,segment_id\]"
+            r"\[,duration_seconds\]\[,num_frames\], got",
         ),
         ("video,label\na,0\n", "line 1: expected the header .* got 'video,label'"),
         ("video_id,label,label\na,0,0\n", "line 1: expected the header"),
@@ -98,6 +117,10 @@ def test_other_hands_line_ends_and_column_orders_are_read(tmp_path: Path, text: 
         ("video_id,label,start_seconds,end_seconds\na,1,x,2\n", "line 2: a time is a number of seconds, got 'x'"),
         ("video_id,label,start_seconds,end_seconds\na,1,nan,2\n", "line 2: a time is a number of seconds, got 'nan'"),
         ("video_id,label,start_seconds,end_seconds\na,1,3,2\n", "line 2: a: a segment needs 0 <= start < end"),
+        ("video_id,label,duration_seconds\na,1,x\n", "line 2: a time is a number of seconds, got 'x'"),
+        ("video_id,label,duration_seconds\na,1,0\n", "line 2: a: a video lasts more than 0 seconds, got 0.0"),
+        ("video_id,label,num_frames\na,1,2.5\n", "line 2: num_frames is a number of frames, got '2.5'"),
+        ("video_id,label,num_frames\na,1,0\n", "line 2: a: a video has at least 1 frame, got 0"),
     ],
 )
 def test_malformed_line_is_refused_with_its_number(tmp_path: Path, text: str, sentence: str) -> None:

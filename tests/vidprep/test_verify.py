@@ -1,6 +1,7 @@
 import json
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -102,6 +103,18 @@ def test_folders_that_hold_no_shards_are_refused(folder: Path, tmp_path: Path) -
         verify_shards(tmp_path / "empty")
     with pytest.raises(UnknownName, match="no split 'train'"):
         verify_shards(folder, "train")
+
+
+def test_annotated_lengths_do_not_change_the_plan_of_shards(videos: dict[str, Path], tmp_path: Path) -> None:
+    split = make_split(*videos)
+    with_lengths = replace(split, videos=tuple(replace(video, duration_seconds=1.0) for video in split.videos))
+    for name, chosen in (("plain", split), ("lengths", with_lengths)):
+        shard(chosen, videos, out=tmp_path / name)
+    plain, lengths = (
+        {path.name: path.read_bytes() for path in (tmp_path / name).iterdir()} for name in ("plain", "lengths")
+    )
+    assert plain == lengths
+    assert "val.plan.json" in plain
 
 
 @pytest.mark.parametrize("workers", [1, 2])

@@ -36,6 +36,7 @@ __all__ = [
     "list_path",
     "load_split",
     "locate",
+    "note_count",
 ]
 
 DATASETS: dict[str, DatasetInfo] = {
@@ -174,12 +175,17 @@ def _build(name: str, annotations: Sequence[Path]) -> dict[str, Split]:
         raise UsageError(f"{name} is not built from annotation files (those that are: {', '.join(BUILDERS)}).")
     if not annotations:
         raise UsageError(f"{name}: give at least one annotation file. {info.instructions}")
-    return {split: _count(built, info.splits.get(split)) for split, built in BUILDERS[name](annotations).items()}
+    return {split: note_count(built) for split, built in BUILDERS[name](annotations).items()}
 
 
-def _count(built: Split, num_published: int | None) -> Split:
-    """The split with a note where its count is not the published one: reported, never asserted."""
-    if num_published == len(built.videos):
+def note_count(built: Split) -> Split:
+    """The split with a note where its count is not the published one: reported, never asserted.
+
+    Counted are segments of verb_noun, and videos of all others, also where a row is a segment.
+    """
+    num_published = get(built.dataset).splits.get(built.split)
+    num_built = len(built.videos if built.task == "verb_noun" else {video.video_id for video in built.videos})
+    if num_published == num_built:
         return built
     what = "segments" if built.task == "verb_noun" else "videos"
     published = (
@@ -187,7 +193,7 @@ def _count(built: Split, num_published: int | None) -> Split:
         if num_published is None
         else f"{num_published:,} were published."
     )
-    note = f"{built.dataset}/{built.split}: {len(built.videos):,} {what}; {published}"
+    note = f"{built.dataset}/{built.split}: {num_built:,} {what}; {published}"
     return replace(built, notes=(*built.notes, note))
 
 

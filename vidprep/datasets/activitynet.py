@@ -15,7 +15,7 @@ from vidprep.datasets.annotations import (
     read_text,
     split_of_list,
 )
-from vidprep.errors import UsageError, suggest
+from vidprep.errors import UsageError, quote, suggest
 from vidprep.splits import Split, read_classes
 from vidprep.types import DatasetInfo, FrameFormat, RemoteFile, Video
 
@@ -90,20 +90,31 @@ def build_splits(annotations: Sequence[Path], *, unit: Literal["video", "segment
             continue
         content, text = read_json(path, name="activity_net.v1-3.min.json")
         lines = line_numbers(text, r'"([A-Za-z0-9_-]{11})"\s*:')
+        held: set[str] = set()
         for video_id, entry in _read_database(content, text, path).items():
-            place = f"{path}, line {lines.get(video_id) or line_of(video_id, text)}, {video_id}"
+            place = f"{path}, line {lines.get(video_id) or line_of(video_id, text)}, {video_id[:80]}"
             if video_id in first_file:
                 raise UsageError(f"{place}: already given by {first_file[video_id]}; give only one of the two files.")
             first_file[video_id] = path
             split = _check_entry(video_id, entry, place=place)
+            held.add(split)
             labels, segments, faults = _read_segments(entry, class_index, place=place)
             for fault in faults:
                 rows.note(split, f"{video_id}: {fault}")
             if unit == "video" or not entry["annotations"]:
                 segments = {(None, None): labels}
             for (start, end), of_segment in segments.items():
-                video = Video(video_id=video_id, labels=tuple(of_segment), start_seconds=start, end_seconds=end)
+                video = Video(
+                    video_id=video_id,
+                    labels=tuple(of_segment),
+                    start_seconds=start,
+                    end_seconds=end,
+                    duration_seconds=float(entry["duration"]),
+                )
                 rows.add(split, video, place=place)
+        for split in held if len(held) < len(INFO.splits) else ():
+            missing = ", ".join(f"{name} ({count:,})" for name, count in INFO.splits.items() if name not in held)
+            rows.note(split, f"{path}: holds no video of {missing}; the published file holds all splits.")
     return rows.to_splits()
 
 
@@ -112,7 +123,7 @@ def _read_list(path: Path, rows: Rows, first_file: dict[str, Path]) -> None:
     split = split_of_list(path)
     for row in read_list(path, num_classes=len(rows.classes)):
         if not (row.name.startswith("v_") and YOUTUBE_ID.fullmatch(row.name[2:])):
-            raise UsageError(f"{row.place}: expected v_ and an 11-character YouTube id, got {row.name!r}.")
+            raise UsageError(f"{row.place}: expected v_ and an 11-character YouTube id, got {quote(row.name)}.")
         video_id = row.name[2:]
         if first_file.setdefault(video_id, path) != path:
             raise UsageError(f"{row.place}: already given by {first_file[video_id]}; give only one of the two files.")
@@ -129,7 +140,7 @@ def _read_database(content: Any, text: str, path: Path) -> dict[str, Any]:
     version = content.get("version")
     if not isinstance(version, str) or "1.3" not in version:
         raise UsageError(
-            f"{path}, line {line_of('version', text)}: expected version 1.3 of ActivityNet, got {version!r}."
+            f"{path}, line {line_of('version', text)}: expected version 1.3 of ActivityNet, got {quote(version)}."
         )
     database: dict[str, Any] = content["database"]
     if not database:
@@ -140,18 +151,20 @@ def _read_database(content: Any, text: str, path: Path) -> dict[str, Any]:
 def _check_entry(video_id: str, entry: Any, *, place: str) -> str:
     """The split of a video whose entry has the official form."""
     if not YOUTUBE_ID.fullmatch(video_id):
-        raise UsageError(f"{place}: a video is named by its 11-character YouTube id (without v_), got {video_id!r}.")
+        raise UsageError(
+            f"{place}: a video is named by its 11-character YouTube id (without v_), got {quote(video_id)}."
+        )
     if not isinstance(entry, dict):
-        raise UsageError(f"{place}: expected an object with subset, duration and annotations, got {entry!r}.")
+        raise UsageError(f"{place}: expected an object with subset, duration and annotations, got {quote(entry)}.")
     subset: Any = entry.get("subset")
     duration: Any = entry.get("duration")
     annotations: Any = entry.get("annotations")
     if not isinstance(subset, str) or subset not in SUBSETS:
-        raise UsageError(f"{place}: expected subset {', '.join(SUBSETS)}, got {subset!r}.")
+        raise UsageError(f"{place}: expected subset {', '.join(SUBSETS)}, got {quote(subset)}.")
     if not _is_number(duration) or duration <= 0:
-        raise UsageError(f"{place}: expected a duration in seconds, got {duration!r}.")
+        raise UsageError(f"{place}: expected a duration in seconds, got {quote(duration)}.")
     if not isinstance(annotations, list) or (not annotations and subset != "testing"):
-        raise UsageError(f"{place}: a {subset} video needs a list of annotations, got {annotations!r}.")
+        raise UsageError(f"{place}: a {subset} video needs a list of annotations, got {quote(annotations)}.")
     return SUBSETS[subset]
 
 
@@ -166,10 +179,12 @@ def _read_segments(
     for number, annotation in enumerate(entry["annotations"], start=1):
         name = annotation.get("label") if isinstance(annotation, dict) else None
         if not isinstance(name, str) or name not in class_index:
-            raise UsageError(f"{place}: {name!r} is no class of ActivityNet v1.3; {suggest(str(name), class_index)}")
+            raise UsageError(
+                f"{place}: {quote(name)} is no class of ActivityNet v1.3; {suggest(str(name), class_index)}"
+            )
         times = annotation.get("segment")
         if not isinstance(times, list) or len(times) != 2 or not all(map(_is_number, times)):
-            raise UsageError(f"{place}: a segment is [start, end] in seconds, got {times!r}.")
+            raise UsageError(f"{place}: a segment is [start, end] in seconds, got {quote(times)}.")
         label = class_index[name]
         if label not in labels:
             labels.append(label)

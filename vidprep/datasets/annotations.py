@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from vidprep.errors import UsageError
+from vidprep.errors import UsageError, quote
 from vidprep.splits import Split
 from vidprep.types import DatasetInfo, Video
 
@@ -94,7 +94,7 @@ def _without_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     if len(members) < len(pairs):
         keys = [key for key, _ in pairs]
         double = next(key for key in keys if keys.count(key) > 1)
-        raise ValueError(f"{double!r} is given twice in one object")
+        raise ValueError(f"{quote(double)} is given twice in one object")
     return members
 
 
@@ -149,10 +149,10 @@ def read_class_names(path: Path) -> tuple[str, ...]:
         if is_numbered is None:
             is_numbered = numbered is not None
         if is_numbered and (numbered is None or int(numbered[1]) != len(names)):
-            raise UsageError(f"{path}, line {line}: expected `{len(names)},name`, got {text!r}.")
+            raise UsageError(f"{path}, line {line}: expected `{len(names)},name`, got {quote(text)}.")
         name = numbered[2].strip() if is_numbered and numbered else text
         if name in names:
-            raise UsageError(f"{path}, line {line}: {name!r} is already given on line {names[name]}.")
+            raise UsageError(f"{path}, line {line}: {quote(name)} is already given on line {names[name]}.")
         names[name] = line
     return tuple(names)
 
@@ -233,7 +233,7 @@ def read_list(path: Path, *, num_classes: int) -> list[ListRow]:
         found = next((found for form in LIST_LINES if (found := form.fullmatch(text))), None)
         if found is None:
             raise UsageError(
-                f"{place}: expected `folder frames class` (or folder,frames,class[,class[,class]]), got {text[:80]!r}; "
+                f"{place}: expected `folder frames class` (or folder,frames,class[,class[,class]]), got {quote(text)}; "
                 "is the file cut short, or another kind of file?"
             )
         labels = tuple(dict.fromkeys(int(label) for label in found["labels"].split(",")))
@@ -295,7 +295,7 @@ class Rows:
         earlier, earlier_place = videos[key]
         if video.labels != earlier.labels:
             raise UsageError(
-                f"{place}: {video.video_id} has label {label or 'none'!r}, another one than in {earlier_place}; "
+                f"{place}: {video.video_id} has label {quote(label or 'none')}, another one than in {earlier_place}; "
                 "give only one of the two files, or correct the row."
             )
         self.num_repeats[split] = self.num_repeats.get(split, 0) + 1

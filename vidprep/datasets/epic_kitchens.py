@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Literal
 
 from vidprep.datasets.annotations import Rows, is_number
-from vidprep.errors import UsageError
-from vidprep.splits import Split, read_classes, read_packaged, read_table
+from vidprep.errors import UsageError, quote
+from vidprep.splits import Split, parse_seconds, read_classes, read_packaged, read_table
 from vidprep.types import DatasetInfo, FrameFormat, RemoteFile, Video
 
 __all__ = ["INFO", "build_splits", "frame_rate", "list_files"]
@@ -53,9 +53,11 @@ INFO = DatasetInfo(
         "The first frame archives of P01_109 and P27_103 were wrong; P09_06.MP4 is said never to match its md5.",
     ),
     instructions=(
-        "No form. `vidprep.datasets.epic_kitchens.list_files()` gives the address and md5 of each of the 700 videos; "
-        "put them anywhere below ROOT and run `vidprep split epic_kitchens --annotations EPIC_100_train.csv "
-        "--annotations EPIC_100_validation.csv --annotations EPIC_100_test_timestamps.csv --data-root ROOT`."
+        "No form. `vidprep download epic_kitchens` fetches the annotations and all 700 videos (about 740 GB, checked "
+        "by their md5); videos that you have may lie anywhere below ROOT. Then run `vidprep split epic_kitchens "
+        "--annotations EPIC_100_train.csv "
+        "--annotations EPIC_100_validation.csv --annotations EPIC_100_test_timestamps.csv --annotations "
+        "EPIC_100_video_info.csv --data-root ROOT` (the last one says how long each video is, for `vidprep verify`)."
     ),
     homepage="https://epic-kitchens.github.io",
     licence="CC BY-NC 4.0",
@@ -97,7 +99,7 @@ def frame_rate(video_id: str) -> Literal[50, 60]:
     """
     found = VIDEO_ID.fullmatch(video_id)
     if found is None:
-        raise UsageError(f"a video of EPIC-KITCHENS-100 is called P01_01 or P01_101, got {video_id!r}.")
+        raise UsageError(f"a video of EPIC-KITCHENS-100 is called P01_01 or P01_101, got {quote(video_id)}.")
     return 50 if len(found[2]) == 3 else 60
 
 
@@ -120,8 +122,8 @@ def build_splits(annotations: Sequence[Path]) -> dict[str, Split]:
 
     A row is an annotated segment, in seconds; its `segment_id` is the narration_id. Train and validation have the same
     columns: their file names tell them apart, or epic_100_splits.csv among the files, by which each row is then
-    checked, too. EPIC_100_video_info.csv among them gives notes on segments that end after their video;
-    EPIC_100_verb_classes.csv and EPIC_100_noun_classes.csv are compared with the classes.
+    checked, too. EPIC_100_video_info.csv among them gives the length of each video, and notes on segments that end
+    after it; EPIC_100_verb_classes.csv and EPIC_100_noun_classes.csv are compared with the classes.
 
     Raises:
         UsageError: a file is of none of these forms, of EPIC-55, or a row contradicts itself; names file, line, reason.
@@ -168,8 +170,8 @@ def _read_segments(
         video_id = row["video_id"]
         if not VIDEO_ID.fullmatch(video_id) or not row["narration_id"].startswith(f"{video_id}_"):
             raise UsageError(
-                f"{place}: expected a video P01_01 or P01_101 and a narration_id that begins with it, got {video_id!r} "
-                f"and {row['narration_id']!r}."
+                f"{place}: expected a video P01_01 or P01_101 and a narration_id that begins with it, "
+                f"got {quote(video_id)} and {quote(row['narration_id'])}."
             )
         split = _split_of(path, is_labelled=is_labelled) if not split_of_video else split_of_video.get(video_id, "")
         if not split or (split == "test") == is_labelled:
@@ -186,6 +188,7 @@ def _read_segments(
                 start_seconds=start,
                 end_seconds=stop,
                 segment_id=row["narration_id"],
+                duration_seconds=durations.get(video_id),
             )
         except ValueError as error:
             raise UsageError(f"{place}: {error}.") from error
@@ -210,7 +213,7 @@ def _split_of(path: Path, *, is_labelled: bool) -> str:
 def _read_seconds(text: str, *, place: str) -> float:
     found = TIMESTAMP.fullmatch(text.strip())
     if found is None:
-        raise UsageError(f"{place}: a timestamp is HH:MM:SS.ss, got {text!r}.")
+        raise UsageError(f"{place}: a timestamp is HH:MM:SS.ss, got {quote(text)}.")
     return round(int(found[1]) * 3600 + int(found[2]) * 60 + float(found[3]), 3)
 
 
@@ -219,14 +222,14 @@ def _read_labels(row: Mapping[str, str], rows: Rows, *, place: str) -> tuple[int
     for column, names in (("verb_class", rows.classes), ("noun_class", rows.noun_classes)):
         text = row[column].strip()
         if not is_number(text) or int(text) >= len(names):
-            raise UsageError(f"{place}: {column} is a number from 0 to {len(names) - 1}, got {text!r}.")
+            raise UsageError(f"{place}: {column} is a number from 0 to {len(names) - 1}, got {quote(text)}.")
         labels.append(int(text))
     nouns = _read_literal(row, "all_nouns", str, place=place)
     noun_classes = _read_literal(row, "all_noun_classes", int, place=place)
     if len(nouns) != len(noun_classes) or labels[1] not in noun_classes:
         raise UsageError(
-            f"{place}: noun_class {labels[1]}, all_nouns {nouns} and all_noun_classes {noun_classes} do not agree; is "
-            "the file damaged?"
+            f"{place}: noun_class {labels[1]}, all_nouns {quote(nouns)} and all_noun_classes {quote(noun_classes)} "
+            "do not agree; is the file damaged?"
         )
     return labels[0], labels[1]
 
@@ -236,9 +239,11 @@ def _read_literal(row: Mapping[str, str], column: str, kind: type, *, place: str
     try:
         value = ast.literal_eval(row[column])
     except (ValueError, TypeError, SyntaxError, RecursionError, MemoryError) as error:
-        raise UsageError(f"{place}: {column} is a Python list, got {row[column]!r}; is the file cut short?") from error
+        raise UsageError(
+            f"{place}: {column} is a Python list, got {quote(row[column])}; is the file cut short?"
+        ) from error
     if not isinstance(value, list) or not all(isinstance(item, kind) for item in value):
-        raise UsageError(f"{place}: {column} is a list of {kind.__name__}, got {row[column]!r}.")
+        raise UsageError(f"{place}: {column} is a list of {kind.__name__}, got {quote(row[column])}.")
     return value
 
 
@@ -260,10 +265,10 @@ def _read_videos_of_splits(path: Path) -> dict[str, str]:
 def _read_durations(path: Path) -> dict[str, float]:
     durations: dict[str, float] = {}
     for line, row in read_table(path, required=("video_id", "duration", "fps", "resolution")):
-        try:
-            durations[row["video_id"]] = float(row["duration"])
-        except ValueError as error:
-            raise UsageError(f"{path}, line {line}: a duration is in seconds, got {row['duration']!r}.") from error
+        seconds = parse_seconds(row["duration"], place=f"{path}, line {line}")
+        if seconds is None or seconds <= 0:
+            raise UsageError(f"{path}, line {line}: a duration is a number of seconds, got {quote(row['duration'])}.")
+        durations[row["video_id"]] = seconds
     return durations
 
 
@@ -276,9 +281,9 @@ def _check_classes(path: Path, rows: Rows) -> None:
     for index, (line, number, key) in enumerate(read):
         if index >= len(names) or number != str(index) or key != names[index]:
             raise UsageError(
-                f"{path}, line {line}: {number} {key!r} is none of the {len(names)} {'verbs' if is_verbs else 'nouns'} "
-                "of EPIC-KITCHENS-100; is the file of EPIC-55, or EPIC_100_noun_classes_v2.csv (305 nouns, not for "
-                "these labels)?"
+                f"{path}, line {line}: {number[:80]} {quote(key)} is none of the {len(names)} "
+                f"{'verbs' if is_verbs else 'nouns'} of EPIC-KITCHENS-100; is the file of "
+                "EPIC-55, or EPIC_100_noun_classes_v2.csv (305 nouns, not for these labels)?"
             )
     if len(read) != len(names):
         raise UsageError(f"{path}: expected {len(names)} classes, got {len(read)}; is the file cut short?")

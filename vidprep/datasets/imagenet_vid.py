@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from vidprep.datasets.annotations import Rows, read_lines
-from vidprep.errors import MissingVideo, UsageError, VidprepError
+from vidprep.errors import MissingVideo, UsageError, VidprepError, quote
 from vidprep.splits import Split, read_classes
 from vidprep.types import Box, DatasetInfo, FrameAnnotation, FrameFormat, RemoteFile, Video
 
@@ -72,13 +72,16 @@ def build_splits(annotations: Sequence[Path]) -> dict[str, Split]:
     """The snippets that image sets hold, each once, in the order of the files.
 
     ILSVRC's ImageSets/VID/{train_1 ... train_30,val,test}.txt and FGFA's VID_train_15frames.txt, VID_val_frames.txt and
-    VID_val_videos.txt. Snippets have no labels: `read_annotations` gives their boxes.
+    VID_val_videos.txt. Snippets have no labels: `read_annotations` gives their boxes. Lists that give lengths, or name
+    every frame, give `Video.num_frames`.
 
     Raises:
         UsageError: a line is not of these forms; names file, line and reason.
     """
     rows = Rows(INFO, read_classes(INFO.name))
-    seen: set[str] = set()
+    snippets: dict[str, tuple[str, str]] = {}
+    lengths: dict[str, int] = {}
+    listed_frames: dict[str, set[str]] = {}
     for path in annotations:
         next_index = 1
         for line, text in read_lines(path):
@@ -93,9 +96,20 @@ def build_splits(annotations: Sequence[Path]) -> dict[str, Split]:
                         f"{text[:80]!r}; is a line missing?"
                     )
                 next_index += numbers[2]
-            if found["snippet"] not in seen:  # lists name a snippet once a frame, or once a class
-                seen.add(found["snippet"])
-                rows.add(found["split"], Video(video_id=found["snippet"]), place=place)
+            snippets.setdefault(found["snippet"], (found["split"], place))  # named once a frame, or once a class
+            if found["frame"]:
+                listed_frames.setdefault(found["snippet"], set()).add(found["frame"])
+            elif len(numbers) == 3 and lengths.setdefault(found["snippet"], numbers[2]) != numbers[2]:
+                raise UsageError(
+                    f"{place}: {found['snippet']} has {numbers[2]} frames here and {lengths[found['snippet']]} before; "
+                    "fetch the file again."
+                )
+    for snippet, (split, place) in snippets.items():
+        # val.txt and test.txt of ILSVRC name every frame.
+        num_frames = lengths.get(snippet) or len(listed_frames.get(snippet, ())) or None
+        if num_frames is not None and num_frames < 1:
+            raise UsageError(f"{place}: {snippet} has at least 1 frame, got {num_frames}.")
+        rows.add(split, Video(video_id=snippet, num_frames=num_frames), place=place)
     return rows.to_splits()
 
 
@@ -122,7 +136,7 @@ def read_frame_list(path: Path) -> dict[str, tuple[int, ...]]:
         numbers = [int(number) for number in found["numbers"].split()]
         if len(numbers) != 3 or not 0 <= numbers[1] < numbers[2]:
             raise UsageError(
-                f"{path}, line {line}: expected `snippet 1 frame length`, 0 <= frame < length, got {text!r}."
+                f"{path}, line {line}: expected `snippet 1 frame length`, 0 <= frame < length, got {quote(text)}."
             )
         frames.setdefault(found["snippet"], []).append(numbers[1])
     return {snippet: tuple(chosen) for snippet, chosen in frames.items()}
@@ -185,7 +199,7 @@ def _read_annotation(path: Path, index_of_synset: dict[str, int]) -> FrameAnnota
     try:
         root = ET.fromstring(path.read_bytes())  # noqa: S314 - no entities are resolved from outside
         return FrameAnnotation(
-            frame_index=int(_text(root, "filename")),
+            frame_index=_read_frame_index(root, path),
             width=int(_text(root, "size/width")),
             height=int(_text(root, "size/height")),
             boxes=tuple(_read_box(item, index_of_synset) for item in root.iter("object")),
@@ -199,10 +213,17 @@ def _read_annotation(path: Path, index_of_synset: dict[str, int]) -> FrameAnnota
         raise VidprepError(f"{path}: not an annotation of ImageNet VID ({error}).") from error
 
 
+def _read_frame_index(root: ET.Element, path: Path) -> int:
+    name = _text(root, "filename")
+    if path.stem != name and not path.stem.endswith(f"_{name}"):  # flat copies: SNIPPET_000000.xml
+        raise ValueError(f"its <filename> is {quote(name)}; the file was renamed, or is of another frame")
+    return int(name)
+
+
 def _read_box(item: ET.Element, index_of_synset: dict[str, int]) -> Box:
     synset = _text(item, "name")
     if synset not in index_of_synset:
-        raise ValueError(f"{synset!r} is none of the 30 classes")
+        raise ValueError(f"{quote(synset)} is none of the 30 classes")
     # by tag: the file gives xmax, xmin, ymax, ymin
     left, top, right, bottom = (float(_text(item, f"bndbox/{tag}")) for tag in ("xmin", "ymin", "xmax", "ymax"))
     return Box(
@@ -224,5 +245,5 @@ def _text(item: ET.Element, tag: str) -> str:
 def _read_flag(item: ET.Element, tag: str) -> bool:
     text = _text(item, tag)
     if text not in ("0", "1"):
-        raise ValueError(f"<{tag}> is 0 or 1, got {text!r}")
+        raise ValueError(f"<{tag}> is 0 or 1, got {quote(text)}")
     return text == "1"

@@ -79,7 +79,8 @@ def _count(split: str, count: int | None) -> str:
 
 def _say_published(info: DatasetInfo) -> str:
     is_shipped = any(name.startswith(f"{info.name}/") and name.endswith(".csv") for name in read_checksums())
-    return "" if is_shipped or not any(info.splits.values()) else " (as published)"
+    what = " segments" if info.task == "verb_noun" else ""
+    return "" if is_shipped or not any(info.splits.values()) else f"{what} (as published)"
 
 
 def _describe_frames(info: DatasetInfo) -> str:

@@ -18,7 +18,7 @@ from vidprep.datasets.annotations import (
     read_text,
     split_of_list,
 )
-from vidprep.errors import UsageError
+from vidprep.errors import UsageError, quote
 from vidprep.splits import Split, read_classes, read_table
 from vidprep.types import DatasetInfo, RemoteFile, Video
 
@@ -87,6 +87,11 @@ class Clip:
         """The name of the clip's file, without suffix."""
         return f"{self.youtube_id}_{self.start_seconds:06d}_{self.end_seconds:06d}"
 
+    @property
+    def duration_seconds(self) -> float:
+        """Length of the clip as its times say; nearly always 10."""
+        return float(self.end_seconds - self.start_seconds)
+
 
 def build_splits(annotations: Sequence[Path], *, info: DatasetInfo) -> dict[str, Split]:
     """All splits that official annotation files hold, each video in the order of the files.
@@ -104,7 +109,7 @@ def build_splits(annotations: Sequence[Path], *, info: DatasetInfo) -> dict[str,
             labels: tuple[int, ...] = ()
             if clip.label:
                 labels = (find_class(clip, class_index, info),)
-            video = Video(video_id=clip.video_id, labels=labels)
+            video = Video(video_id=clip.video_id, labels=labels, duration_seconds=clip.duration_seconds)
             rows.add(clip.split, video, place=clip.place, label=clip.label)
     return rows.to_splits()
 
@@ -124,7 +129,7 @@ def find_class(clip: Clip, class_index: dict[str, int], info: DatasetInfo) -> in
         ]
         known = f"it is one of {', '.join(others)}" if others else "no release has it"
         raise UsageError(
-            f"{clip.place}: {clip.label!r} is no class of {info.title} ({known}); give the annotation file of "
+            f"{clip.place}: {quote(clip.label)} is no class of {info.title} ({known}); give the annotation file of "
             f"{info.title}."
         )
     return index
@@ -210,7 +215,7 @@ def _read_headless_rows(path: Path, separator: str) -> Iterator[tuple[int, dict[
             if len(names) != width:
                 raise UsageError(
                     f"{path}, line {line}: expected [label,]youtube_id,time_start,time_end[,split[,is_cc]], "
-                    f"got {text[:80]!r}."
+                    f"got {quote(text)}."
                 )
         if len(fields) != width:
             raise UsageError(
@@ -227,7 +232,7 @@ def _read_tabbed_rows(path: Path) -> Iterator[tuple[int, dict[str, str]]]:
         if not header:
             header = fields
             if not set(COLUMNS) <= set(header) <= {*COLUMNS, *OPTIONAL_COLUMNS}:
-                raise UsageError(f"{path}, line {line}: expected the header {' '.join(COLUMNS)}, got {text[:80]!r}.")
+                raise UsageError(f"{path}, line {line}: expected the header {' '.join(COLUMNS)}, got {quote(text)}.")
             continue
         if len(fields) != len(header):
             raise UsageError(
@@ -247,12 +252,12 @@ def _read_fields(text: str, separator: str, *, place: str) -> list[str]:
 def _parse_row(row: dict[str, str], *, path: Path, place: str) -> Clip:
     youtube_id = row["youtube_id"].strip()
     if not YOUTUBE_ID.fullmatch(youtube_id):
-        raise UsageError(f"{place}: a youtube_id is 11 letters, digits, - or _, got {youtube_id!r}.")
+        raise UsageError(f"{place}: a youtube_id is 11 letters, digits, - or _, got {quote(youtube_id)}.")
     split = row["split"].strip() if "split" in row else split_of_list(path)  # a name such as kinetics_val.csv
     if split not in SPLIT_NAMES:
-        raise UsageError(f"{place}: expected split {', '.join(SPLIT_NAMES)}, got {split!r}.")
+        raise UsageError(f"{place}: expected split {', '.join(SPLIT_NAMES)}, got {quote(split)}.")
     if row.get("is_cc", "0").strip() not in ("0", "1"):
-        raise UsageError(f"{place}: expected is_cc 0 or 1, got {row['is_cc']!r}; is the file cut short?")
+        raise UsageError(f"{place}: expected is_cc 0 or 1, got {quote(row['is_cc'])}; is the file cut short?")
     start, end = (_whole_seconds(row[name], place=place) for name in ("time_start", "time_end"))
     if not 0 <= start < end:
         raise UsageError(f"{place}: a clip needs 0 <= time_start < time_end, got {start} and {end}.")
@@ -275,5 +280,5 @@ def _whole_seconds(text: str, *, place: str) -> int:
     except ValueError:
         seconds = math.nan
     if not math.isfinite(seconds):
-        raise UsageError(f"{place}: a time is a number of seconds, got {text!r}.")
+        raise UsageError(f"{place}: a time is a number of seconds, got {quote(text)}.")
     return int(seconds)

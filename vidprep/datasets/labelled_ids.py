@@ -17,7 +17,7 @@ from vidprep.datasets.annotations import (
     sorted_ids,
     split_of_list,
 )
-from vidprep.errors import UsageError, suggest
+from vidprep.errors import UsageError, quote, suggest
 from vidprep.splits import Split, read_classes
 from vidprep.types import DatasetInfo, Video
 
@@ -30,7 +30,8 @@ def build_splits(annotations: Sequence[Path], *, info: DatasetInfo, known: Mappi
     Files of `id;Class name` are told apart by their names; a file of ids alone is the test set, and a file called
     `test-answers` labels it. A file of class names is compared with the classes.
 
-    A list in sorted numbering is recognised by a clip whose class is known, and renumbered with a note.
+    A list in sorted numbering is recognised by a clip whose class is known, and renumbered with a note. A file of ids
+    alone says nothing of its data set but by its name and by how high the ids go: both number their clips from 1.
 
     Args:
         annotations: the files.
@@ -49,7 +50,7 @@ def build_splits(annotations: Sequence[Path], *, info: DatasetInfo, known: Mappi
         if ";" in first:
             _read_labelled(path, lines, rows, answers)
         elif is_number(first):
-            tests += _read_ids(path, lines)
+            tests += _read_ids(path, lines, info)
         elif is_number(first.split(" ")[-1]):
             _read_list(path, rows, known)
         else:
@@ -65,20 +66,29 @@ def _read_labelled(path: Path, lines: Sequence[tuple[int, str]], rows: Rows, ans
         place = f"{path}, line {line}"
         video_id, _, name = text.partition(";")
         if not is_number(video_id) or not name:
-            raise UsageError(f"{place}: expected `id;Class name`, got {text[:80]!r}; is the file cut short?")
+            raise UsageError(f"{place}: expected `id;Class name`, got {quote(text)}; is the file cut short?")
         if name not in class_index:
-            raise UsageError(f"{place}: {name!r} is no class of {rows.info.title}; {suggest(name, class_index)}")
+            raise UsageError(f"{place}: {quote(name)} is no class of {rows.info.title}; {suggest(name, class_index)}")
         if split == "test":
             answers.add(video_id, class_index[name], place=place)
         else:
             rows.add(split, Video(video_id=video_id, labels=(class_index[name],)), place=place, label=name)
 
 
-def _read_ids(path: Path, lines: Sequence[tuple[int, str]]) -> list[tuple[str, str]]:
+def _read_ids(path: Path, lines: Sequence[tuple[int, str]], info: DatasetInfo) -> list[tuple[str, str]]:
     places: list[tuple[str, str]] = []
+    other = {"jester": "something-something", "something_v1": "jester"}[info.name]
+    if other in path.name.lower():
+        raise UsageError(f"{path}: is called as a file of another data set ({other}); give that of {info.title}.")
+    highest = sum(count or 0 for count in info.splits.values())
     for line, text in lines:
         if not is_number(text):
-            raise UsageError(f"{path}, line {line}: expected the id of a test video, got {text[:80]!r}.")
+            raise UsageError(f"{path}, line {line}: expected the id of a test video, got {quote(text)}.")
+        if not 1 <= int(text) <= highest:
+            raise UsageError(
+                f"{path}, line {line}: the ids of {info.title} go from 1 to {highest}, got {text}; is the file of "
+                "another data set?"
+            )
         places.append((text, f"{path}, line {line}"))
     return places
 
@@ -88,13 +98,13 @@ def _check_classes(path: Path, lines: Sequence[tuple[int, str]], rows: Rows) -> 
     for index, (line, name) in enumerate(lines):
         if name not in rows.classes:
             raise UsageError(
-                f"{path}, line {line}: {name[:80]!r} is no class of {rows.info.title}; "
+                f"{path}, line {line}: {quote(name)} is no class of {rows.info.title}; "
                 f"{suggest(name[:80], rows.classes)}"
             )
         if rows.classes[index] != name:
             raise UsageError(
-                f"{path}, line {line}: expected {rows.classes[index]!r} as class {index}, got {name!r}; copies of this "
-                "file in other orders circulate. vidprep needs no class file: leave it out."
+                f"{path}, line {line}: expected {rows.classes[index]!r} as class {index}, got {quote(name)}; copies of "
+                "this file in other orders circulate. vidprep needs no class file: leave it out."
             )
     if len(lines) != len(rows.classes):
         raise UsageError(f"{path}: expected {len(rows.classes)} classes, got {len(lines)}; is the file cut short?")
@@ -107,7 +117,9 @@ def _read_list(path: Path, rows: Rows, known: Mapping[str, int]) -> None:
     for row in listed:
         label = to_sorted.index(row.labels[0]) if is_sorted else row.labels[0]
         split = split_of_list(path, row.folder)
-        rows.add(split, Video(video_id=row.name, labels=(label,)), place=row.place, label=str(row.labels[0]))
+        # The folders of frames are taken as they were published, so the list's count is the length of the clip.
+        video = Video(video_id=row.name, labels=(label,), num_frames=row.num_frames or None)
+        rows.add(split, video, place=row.place, label=str(row.labels[0]))
     split = split_of_list(path, listed[0].folder)
     if is_sorted:
         rows.note(split, f"{path}: its classes were numbered in sorted order (TSM's script); renumbered.")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from vidprep.datasets import kinetics, kinetics400
 from vidprep.datasets.annotations import Rows, label_key, read_lines, read_list, split_of_list
-from vidprep.errors import UsageError
+from vidprep.errors import UsageError, quote
 from vidprep.splits import Split, read_classes
 from vidprep.types import DatasetInfo, FrameFormat, Video
 
@@ -70,7 +70,7 @@ def _read_list(path: Path, rows: Rows) -> None:
         if class_index.get(label_key(class_folder)) != row.labels[0]:
             raise UsageError(
                 f"{row.place}: class {row.labels[0]} is {rows.classes[row.labels[0]]!r} here, but the folder is "
-                f"{class_folder!r}; is the list of the other Mini-Kinetics?"
+                f"{quote(class_folder)}; is the list of the other Mini-Kinetics?"
             )
         split = split_of_list(path, row.folder)
         rows.add(split, Video(video_id=row.name, labels=row.labels), place=row.place, label=str(row.labels[0]))
@@ -83,14 +83,15 @@ def _read_annotations(path: Path, rows: Rows) -> None:
     for clip in kinetics.read_clips(path):
         if not clip.label or clip.split not in INFO.splits:
             raise UsageError(
-                f"{clip.place}: {clip.youtube_id} of split {clip.split} with label {clip.label!r}; {INFO.title} is "
-                "made of the labelled train and val files of Kinetics-400."
+                f"{clip.place}: {clip.youtube_id} of split {clip.split} with label {quote(clip.label)}; {INFO.title} "
+                "is made of the labelled train and val files of Kinetics-400."
             )
         kinetics.find_class(clip, all_classes, kinetics400.INFO)
         index = class_index.get(label_key(clip.label))
         if index is None:
             passed_over[clip.split] = passed_over.get(clip.split, 0) + 1
             continue
-        rows.add(clip.split, Video(video_id=clip.video_id, labels=(index,)), place=clip.place, label=clip.label)
+        video = Video(video_id=clip.video_id, labels=(index,), duration_seconds=clip.duration_seconds)
+        rows.add(clip.split, video, place=clip.place, label=clip.label)
     for split, count in passed_over.items():
         rows.note(split, f"{path}: {count:,} clips are of the other 200 classes of Kinetics-400 and are passed over.")

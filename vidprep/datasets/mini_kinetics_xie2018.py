@@ -8,7 +8,7 @@ from pathlib import Path
 
 from vidprep.datasets import kinetics, kinetics400
 from vidprep.datasets.annotations import YOUTUBE_ID, Rows, label_key, read_lines, split_of_list
-from vidprep.errors import UsageError
+from vidprep.errors import UsageError, quote
 from vidprep.splits import Split, read_classes
 from vidprep.types import DatasetInfo, FrameFormat, Video
 
@@ -58,34 +58,41 @@ def build_splits(annotations: Sequence[Path]) -> dict[str, Split]:
         raise UsageError(f"{', '.join(map(str, annotations))}: {INFO.name} needs both; {missing} is not among them.")
     class_index = {label_key(name): index for index, name in enumerate(rows.classes)}
     all_classes = {label_key(name): index for index, name in enumerate(read_classes("kinetics400"))}
-    clips: dict[str, dict[str, kinetics.Clip]] = {}
+    clips: dict[str, dict[str, list[kinetics.Clip]]] = {}
     for path in tables:
         for clip in kinetics.read_clips(path):
             kinetics.find_class(clip, all_classes, kinetics400.INFO)
-            clips.setdefault(clip.split, {})[clip.youtube_id] = clip
+            clips.setdefault(clip.split, {}).setdefault(clip.youtube_id, []).append(clip)
     for path in lists:
         _join(path, clips, class_index, rows)
     return rows.to_splits()
 
 
-def _join(path: Path, clips: dict[str, dict[str, kinetics.Clip]], class_index: dict[str, int], rows: Rows) -> None:
+def _join(
+    path: Path, clips: dict[str, dict[str, list[kinetics.Clip]]], class_index: dict[str, int], rows: Rows
+) -> None:
     split = split_of_list(path)
     missing: list[str] = []
     for line, youtube_id in read_lines(path):
         place = f"{path}, line {line}"
         if not YOUTUBE_ID.fullmatch(youtube_id):
-            raise UsageError(f"{place}: expected a YouTube id of 11 characters, got {youtube_id[:80]!r}.")
-        clip = clips.get(split, {}).get(youtube_id)
-        if clip is None:
+            raise UsageError(f"{place}: expected a YouTube id of 11 characters, got {quote(youtube_id)}.")
+        named = clips.get(split, {}).get(youtube_id)
+        if named is None:
             missing.append(youtube_id)
             continue
+        clip = named[0]
+        if len({(other.video_id, label_key(other.label)) for other in named}) > 1:
+            places = ", ".join(f"{other.video_id} {quote(other.label)} in {other.place}" for other in named[:5])
+            rows.note(split, f"{place}: {youtube_id} is the id of {len(named)} clips ({places}); the first is taken.")
         index = class_index.get(label_key(clip.label))
         if index is None:
             raise UsageError(
-                f"{place}: {youtube_id} is of {clip.label!r} ({clip.place}), none of the 200 classes of Xie et al.; is "
-                "the list of the other Mini-Kinetics?"
+                f"{place}: {youtube_id} is of {quote(clip.label)} ({clip.place}), none of the 200 classes of Xie et "
+                "al.; is the list of the other Mini-Kinetics?"
             )
-        rows.add(split, Video(video_id=clip.video_id, labels=(index,)), place=place, label=clip.label)
+        video = Video(video_id=clip.video_id, labels=(index,), duration_seconds=clip.duration_seconds)
+        rows.add(split, video, place=place, label=clip.label)
     if missing and split not in rows.videos:
         raise UsageError(
             f"{path}: none of its {len(missing)} ids is in the {split} split of the annotation files; give {split}.csv "

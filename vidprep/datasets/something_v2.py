@@ -17,7 +17,7 @@ from vidprep.datasets.annotations import (
     read_text,
     split_of_list,
 )
-from vidprep.errors import UsageError, suggest
+from vidprep.errors import UsageError, quote, suggest
 from vidprep.splits import Split, read_classes
 from vidprep.types import DatasetInfo, FrameFormat, RemoteFile, Video
 
@@ -112,8 +112,8 @@ def _check_labels(content: dict[str, Any], classes: Sequence[str], path: Path, t
     for index, name in enumerate(classes):
         if str(content.get(name)) != str(index):
             raise UsageError(
-                f"{path}, line {line_of(name, text)}: expected {name!r} as class {index}, got {content.get(name)!r}; "
-                "is it labels.json of Something-Something V2?"
+                f"{path}, line {line_of(name, text)}: expected {name!r} as class {index}, got "
+                f"{quote(content.get(name))}; is it labels.json of Something-Something V2?"
             )
     if len(content) != len(classes):
         raise UsageError(f"{path}: expected {len(classes)} classes, got {len(content)}.")
@@ -130,7 +130,7 @@ def _read_entries(content: Any, path: Path, text: str, rows: Rows) -> list[tuple
         place = f"{path}, entry {number}"
         if not isinstance(video_id, str) or not is_number(video_id):
             raise UsageError(
-                f'{place}: expected {{"id": "78687", "template": ...}} with the id a string, got {entry!r}.'
+                f'{place}: expected {{"id": "78687", "template": ...}} with the id a string, got {quote(entry)}.'
             )
         place = f"{path}, line {lines.get(video_id, 1)}"
         if ("template" in entry) != ("template" in content[0]):
@@ -142,7 +142,7 @@ def _read_entries(content: Any, path: Path, text: str, rows: Rows) -> list[tuple
         name = template.replace("[", "").replace("]", "")
         if name not in class_index:
             raise UsageError(
-                f"{place}: {template!r} is no template of Something-Something V2; {suggest(name, class_index)}"
+                f"{place}: {quote(template)} is no template of Something-Something V2; {suggest(name, class_index)}"
             )
         split = split or split_of_list(path)
         rows.add(split, Video(video_id=video_id, labels=(class_index[name],)), place=place, label=template)
@@ -155,7 +155,7 @@ def _read_answers(path: Path, classes: Sequence[str], answers: Answers) -> None:
         video_id, _, name = text.partition(";")
         if not is_number(video_id) or name not in class_index:
             raise UsageError(
-                f"{path}, line {line}: expected `id;class` of Something-Something V2, got {text[:80]!r}; is the file "
+                f"{path}, line {line}: expected `id;class` of Something-Something V2, got {quote(text)}; is the file "
                 "cut short, or of another data set?"
             )
         answers.add(video_id, class_index[name], place=f"{path}, line {line}")

@@ -8,6 +8,7 @@ imgs 2 5 127                                        path, first frame, frames, c
 
 import re
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -119,12 +120,13 @@ def read_list(
         UsageError: the layout's list is no list of lines, the file cannot be read, or a line is not as expected:
             names file and line, what was found and what was expected.
     """
+    name = layout.split_name(split)
     if layout.write_list is not None:
+        official = Path(layout.list_file.format(split=name)).name
         raise UsageError(
-            f"{layout.name}: reads the official label files ({Path(layout.list_file).name}), no list of its own; "
+            f"{layout.name}: reads the official label files ({official}), no list of its own; "
             f"use `vidprep split {layout.dataset}`."
         )
-    name = layout.split_name(split)
     if classes is None:
         classes = _read_classes(layout, class_file)
     to_own = layout.order_classes(classes) if class_file is None else read_class_file(class_file, classes)
@@ -241,17 +243,24 @@ def _match_path(
 ) -> dict[str, str]:
     """The fields of the layout's template that a path holds."""
     below = path
-    if layout.is_absolute:
-        prefix = f"{base}/"
-        below = path.removeprefix(prefix) if path.startswith(prefix) else path.rpartition("/")[2]
-        if not path.startswith("/"):
-            raise UsageError(f"{place}: {layout.code} lists whole paths, got {path!r}.")
+    # Where a file's name holds the video's, the file may lie anywhere: TAM's list maker writes whole paths, too.
+    is_whole = path.startswith("/") and (layout.is_absolute or "{suffix}" in layout.path)
+    if is_whole:
+        below = path.removeprefix(f"{base}/") if path.startswith(f"{base}/") else path.rpartition("/")[2]
+    elif layout.is_absolute:
+        raise UsageError(f"{place}: {layout.code} lists whole paths, got {path!r}.")
+    elif path.startswith("/"):
+        raise UsageError(f"{place}: {layout.code} lists paths below {base}, got the whole path {_short(path)!r}.")
     matches = [match for pattern in patterns if (match := pattern.fullmatch(below))]
-    if layout.is_absolute and not matches:  # files anywhere: the name alone tells the video
+    if is_whole and not matches:
         matches = [match for match in [re.fullmatch(r"(?P<video_id>.+)(?P<suffix>\.\w+)", Path(path).name)] if match]
     if not matches:
         raise UsageError(f"{place}: expected a path like {layout.path}, got {_short(path)!r}.")
     fields = matches[0].groupdict()
+    # The id names folders and files in everything that follows.
+    parts = f"{below}/{fields.get('video_id', below)}".split("/")
+    if "\0" in below or not {"", ".", ".."}.isdisjoint(parts):
+        raise UsageError(f"{place}: expected a path like {layout.path}, got {_short(path)!r}, which leads elsewhere.")
     if fields.get("split", split) != split:
         raise UsageError(f"{place}: {path} lies in {fields['split']}/, the list is of {split}.")
     return fields
@@ -260,7 +269,9 @@ def _match_path(
 def _locate(path: str, fields: dict[str, str], layout: Layout, *, root: Path, split: str) -> Path:
     """Where a listed path lies: as the code base joins it, else below the root itself, else where the layout has it."""
     base = root / layout.base.format(split=split)
-    candidates = (base / path, root / path, base / layout.path.format(**{"split": split, **fields}))
+    candidates = [base / path, root / path]
+    with suppress(KeyError):  # another form of path lacks a field
+        candidates.append(base / layout.path.format(**{"split": split, **fields}))
     return next((candidate for candidate in candidates if candidate.exists()), candidates[0])
 
 

@@ -1,5 +1,7 @@
 """STA (VideoMAE's loader): video files in lists of `path label`, whole paths, one space, read by pandas.
 
+It reads train.csv, val.csv and test.csv; the last is val again, for the test of many views.
+
 A space or a quote in a path breaks the labels in silence, and files under 1,024 bytes are replaced by others: such
 paths and files are refused.
 """
@@ -16,6 +18,7 @@ LAYOUTS = (
         spelling="underscore",
         frames=None,
         list_file="{split}.csv",
+        copies={"val": ("test.csv",)},
         columns=("path", "label"),
         allows_spaces=False,
         is_absolute=True,

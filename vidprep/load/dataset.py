@@ -30,7 +30,7 @@ from vidprep.load.types import FrameTargets, Sample
 from vidprep.sampling import frames_between, sample_clips, sample_dense, sample_segments
 from vidprep.types import Box, FrameFormat, Task, Video
 
-__all__ = ["ClipDataset", "ClipOptions", "ClipSettings", "SampleMaker", "check_labels", "open_videos"]
+__all__ = ["ClipDataset", "ClipOptions", "ClipSettings", "SampleMaker", "check_labels", "open_videos", "position"]
 
 
 class ClipOptions(TypedDict, total=False):
@@ -334,6 +334,7 @@ class ClipDataset(Dataset[Sample]):
         return len(self.videos)
 
     def __getitem__(self, index: int) -> Sample:
+        index = position(index, len(self))
         video, path = self.videos[index], self.paths[index]
         try:
             with self._open(path) as reader:
@@ -381,6 +382,17 @@ def open_videos(
         delivered=info.frames if info.media == "frames" else None,
         **options,
     )
+
+
+def position(index: int, length: int) -> int:
+    """The sample that `dataset[index]` means, from 0: -1 is the last one, as in a list.
+
+    Raises:
+        IndexError: there is no such sample; it also ends a plain `for` loop over a data set.
+    """
+    if not -length <= index < length:
+        raise IndexError(f"sample {index} of a data set of {length} samples; they count from 0 to {length - 1}")
+    return index % length
 
 
 def _frames_of_segment(pts_seconds: NDArray[np.float64], video: Video) -> NDArray[np.int64]:

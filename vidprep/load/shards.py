@@ -20,7 +20,7 @@ from vidprep.decode import Backend, open_video
 from vidprep.decode.types import VideoReader
 from vidprep.errors import CorruptShard, CorruptVideo, UsageError
 from vidprep.index import Manifest, Member, SampleRow, read_manifest, read_samples
-from vidprep.load.dataset import ClipOptions, ClipSettings, SampleMaker, check_labels
+from vidprep.load.dataset import ClipOptions, ClipSettings, SampleMaker, check_labels, position
 from vidprep.load.types import Sample
 from vidprep.types import Box, Video
 
@@ -111,6 +111,7 @@ class ShardDataset(Dataset[Sample]):
         return len(self.videos)
 
     def __getitem__(self, index: int) -> Sample:
+        index = position(index, len(self))
         row = self._rows[index]
         facts = self._read_facts(index) if self.manifest.content == "frames" else None
         try:

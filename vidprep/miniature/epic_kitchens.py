@@ -131,7 +131,7 @@ def make(name: str, out: Path, workshop: Workshop, rng: np.random.Generator) -> 
     ]
     (annotations / "EPIC_100_video_info.csv").write_text("video_id,duration,fps,resolution\n" + "".join(lines))
     return Content(
-        annotations=tuple(f"annotations/{file}" for file in ANNOTATIONS.values()),
+        annotations=tuple(f"annotations/{file}" for file in (*ANNOTATIONS.values(), "EPIC_100_video_info.csv")),
         splits={
             split: _expect(
                 [segment for segment in segments if VIDEOS[segment.video_id][1] == split],

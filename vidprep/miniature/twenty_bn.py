@@ -28,6 +28,8 @@ class _Form:
     is_video: bool
     annotations: str
     """Name of an annotation file, with what it holds: labels, train, validation, test."""
+    highest_id: int
+    """Clips are numbered from 1; published are as many as this."""
     package: str
     """The zip with the labels."""
 
@@ -48,6 +50,7 @@ FORMS: Mapping[str, _Form] = MappingProxyType(
             templates=TEMPLATES,
             is_video=True,
             annotations="something-something-v2-{}.json",
+            highest_id=220_847,
             package="20bn-something-something-download-package-labels.zip",
         ),
         "something_v1": _Form(
@@ -57,6 +60,7 @@ FORMS: Mapping[str, _Form] = MappingProxyType(
             templates=tuple(template.replace("[", "").replace("]", "") for template in TEMPLATES),
             is_video=False,
             annotations="something-something-v1-{}.csv",
+            highest_id=108_499,
             package="20bn-something-something-v1-download-package-labels.zip",
         ),
         "jester": _Form(
@@ -66,6 +70,7 @@ FORMS: Mapping[str, _Form] = MappingProxyType(
             templates=("Swiping Left", "Swiping Right", "Drumming Fingers", "No gesture", "Doing other things"),
             is_video=False,
             annotations="jester-v1-{}.csv",
+            highest_id=148_092,
             package="20bn-jester-download-package-labels.zip",
         ),
     }
@@ -135,7 +140,7 @@ def make(name: str, out: Path, workshop: Workshop, rng: np.random.Generator) -> 
 
 def _plan(name: str, form: _Form, rng: np.random.Generator) -> list[_Row]:
     classes = read_classes(name)
-    ids = rng.choice(np.arange(1, 220_000), size=16, replace=False)
+    ids = rng.choice(np.arange(1, form.highest_id + 1), size=16, replace=False)
     # The publisher's order is by lot, too.
     plan: Sequence[tuple[str, int, Flaw | None]] = (
         ("train", 0, None),

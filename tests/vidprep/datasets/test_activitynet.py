@@ -1,13 +1,17 @@
 import json
+import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from vidprep.datasets import activitynet, build_split, build_splits
+from tests.videos import write_numbered_video
+from vidprep.datasets import activitynet, build_split, build_splits, get, info_text, load_split, locate
 from vidprep.errors import UsageError
-from vidprep.splits import read_classes
+from vidprep.splits import read_classes, write_split
 from vidprep.types import Video
+from vidprep.verify import VideosReport, verify_videos
 
 
 def entry(*annotations: tuple[float, float, str], subset: str = "validation", duration: float = 60.0) -> dict[str, Any]:
@@ -33,17 +37,21 @@ def test_classes_are_in_plain_sorted_order() -> None:
 def test_whole_video_has_all_its_classes_in_order_of_appearance(tmp_path: Path) -> None:
     path = write(tmp_path / "a.json", {"aaaaaaaaaaa": entry((5, 9, "Zumba"), (0, 3, "Archery"), (20, 30, "Zumba"))})
     split = build_split("activitynet", "val", [path])
-    assert split.videos == (Video(video_id="aaaaaaaaaaa", labels=(199, 1)),)
-    assert split.notes == ("activitynet/val: 1 videos; 4,926 were published.",)
+    assert split.videos == (Video(video_id="aaaaaaaaaaa", labels=(199, 1), duration_seconds=60.0),)
+    assert split.notes == (
+        f"{path}: holds no video of train (10,024), test (5,044); the published file holds all splits.",
+        "activitynet/val: 1 videos; 4,926 were published.",
+    )
 
 
 def test_segments_have_their_own_times_and_classes(tmp_path: Path) -> None:
     segments = [(5, 9, "Zumba"), (0, 3.5, "Archery"), (5, 9, "Ballet")]
     path = write(tmp_path / "a.json", {"aaaaaaaaaaa": entry(*segments)})
     ballet = read_classes("activitynet").index("Ballet")
+    whole = Video(video_id="aaaaaaaaaaa", duration_seconds=60.0)
     assert activitynet.build_splits([path], unit="segment")["val"].videos == (
-        Video(video_id="aaaaaaaaaaa", labels=(199, ballet), start_seconds=5.0, end_seconds=9.0),
-        Video(video_id="aaaaaaaaaaa", labels=(1,), start_seconds=0.0, end_seconds=3.5),
+        replace(whole, labels=(199, ballet), start_seconds=5.0, end_seconds=9.0),
+        replace(whole, labels=(1,), start_seconds=0.0, end_seconds=3.5),
     )
 
 
@@ -52,7 +60,7 @@ def test_segments_outside_their_video_are_clamped_or_left_out_and_noted(tmp_path
     path = write(tmp_path / "a.json", {"aaaaaaaaaaa": entry(*segments)})
     split = activitynet.build_splits([path], unit="segment")["val"]
     assert [(video.start_seconds, video.end_seconds) for video in split.videos] == [(50.0, 60.0), (0.0, 2.0)]
-    assert split.notes == (
+    assert split.notes[:4] == (
         "aaaaaaaaaaa: segment 1 (50 to 60.5 s of 60.0 s) clamped to 50.0 to 60.0 s.",
         "aaaaaaaaaaa: segment 2 (-1 to 2 s of 60.0 s) clamped to 0.0 to 2.0 s.",
         "aaaaaaaaaaa: segment 3 (8 to 8 s of 60.0 s) is empty; left out of the segments.",
@@ -63,7 +71,7 @@ def test_segments_outside_their_video_are_clamped_or_left_out_and_noted(tmp_path
 
 def test_test_videos_are_unlabelled_in_either_unit(tmp_path: Path) -> None:
     path = write(tmp_path / "a.json", {"aaaaaaaaaaa": entry(subset="testing")})
-    expected = (Video(video_id="aaaaaaaaaaa"),)
+    expected = (Video(video_id="aaaaaaaaaaa", duration_seconds=60.0),)
     assert build_split("activitynet", "test", [path]).videos == expected
     assert activitynet.build_splits([path], unit="segment")["test"].videos == expected
 
@@ -92,6 +100,64 @@ def test_wrong_entry_is_refused_with_file_line_and_reason(tmp_path: Path, databa
     with pytest.raises(UsageError, match=sentence) as caught:
         build_splits("activitynet", [path])
     assert str(caught.value).startswith(f"{path}, line 5")
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    """A data root with the list of three videos, one of which could not be fetched and one only in part."""
+    names = ("0dkIbKXXFzI", "aaaaaaaaaaa", "-bbbbbbbbbb")
+    database = {name: entry((0, 1, "Zumba"), duration=15.5) for name in names}
+    built = build_split("activitynet", "val", [write(tmp_path / "a.json", database)])
+    write_split(built, tmp_path / "splits" / "val.csv")
+    (tmp_path / "v1-2").mkdir()
+    write_numbered_video(tmp_path / "v1-2" / "v_0dkIbKXXFzI.mp4", num_frames=30, fps=10, width=64, height=48)
+    write_numbered_video(tmp_path / "v1-2" / "v_-bbbbbbbbbb.mkv", num_frames=155, fps=10, width=64, height=48)
+    return tmp_path
+
+
+def verify(root: Path) -> VideosReport:
+    listed = load_split("activitynet", "val", data_root=root)
+    return verify_videos(listed, locate(get("activitynet"), listed, root), num_published=4_926, check="open")
+
+
+def test_videos_that_youtube_blocks_stay_in_the_list_and_are_missing_by_name(root: Path) -> None:
+    report = verify(root)
+    assert [(fault.video_id, fault.reason) for fault in report.faults] == [("aaaaaaaaaaa", "no file found for it")]
+    assert report.damaged == ()
+    assert report.coverage == "activitynet/val: 2 of 3 listed videos (66.7 %); published: 4926"
+    assert "about 9 % of the videos are gone" in info_text("activitynet").replace("\n", " ").lower()
+
+
+def test_truncated_download_is_shorter_than_annotated(root: Path) -> None:
+    (length,) = verify(root).length_differences
+    assert str(length) == "0dkIbKXXFzI: lasts 3.000 s, annotated are 15.5 s"
+    for name in ("v_0dkIbKXXFzI", "v_vdYFwqfqgJA", "v_90vop6PS2Y0", "v_MvZFYjs80Y4"):
+        assert name in info_text("activitynet")
+
+
+def test_file_of_a_few_videos_is_reported_as_not_the_published_one(testdata: Path, tmp_path: Path) -> None:
+    content = json.loads((testdata / "annotations" / "activity_net.v1-3.converted_excerpt.json").read_text())
+    training = [item for item in content["database"].items() if item[1]["subset"] == "training"]
+    content["database"] = dict(training[:5])
+    path = tmp_path / "activity_net.v1-3.min.json"
+    path.write_text(json.dumps(content))
+    built = build_splits("activitynet", [path])
+    assert {name: len(split.videos) for name, split in built.items()} == {"train": 5}
+    assert built["train"].notes == (
+        f"{path}: holds no video of val (4,926), test (5,044); the published file holds all splits.",
+        "activitynet/train: 5 videos; 10,024 were published.",
+    )
+
+
+def test_damaged_fields_are_quoted_in_part(tmp_path: Path) -> None:
+    for database in (
+        {"aaaaaaaaaaa": entry((0, 1, "Z" * 5000))},
+        {"a" * 5000: entry((0, 1, "Zumba"))},
+        {"aaaaaaaaaaa": ["x" * 5000]},
+    ):
+        with pytest.raises(UsageError) as caught:
+            build_splits("activitynet", [write(tmp_path / "a.json", database)])
+        assert not re.search(r"[Zax]{100}", str(caught.value))
 
 
 def test_other_versions_are_refused(tmp_path: Path) -> None:

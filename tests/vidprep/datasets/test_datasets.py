@@ -1,7 +1,9 @@
+import re
 from pathlib import Path
 
 import pytest
 
+from tests.conftest import ROOT
 from vidprep import datasets, splits
 from vidprep.datasets import DATASETS, build_split, build_splits, class_names, get, load_split
 from vidprep.errors import UnknownDataset, UnknownName, UsageError
@@ -117,6 +119,19 @@ def test_only_some_lists_are_built_from_annotations() -> None:
         build_splits("toy", [Path("a.csv")])
     with pytest.raises(UsageError, match="kinetics400: give at least one annotation file"):
         build_splits("kinetics400", [])
+
+
+def test_every_trap_of_the_documents_has_its_test_and_every_data_set_its_traps() -> None:
+    text = (ROOT / "docs" / "datasets.md").read_text(encoding="utf-8")
+    table = text.partition("| data set | trap | test |")[2].partition("\n## ")[0]
+    rows = re.findall(r"^\| (\S+) \| .+ \| `(test_\w+)` \|$", table, flags=re.MULTILINE)
+    assert len(rows) == table.strip().count("\n") > 90  # without the line below the heading: each row names one test
+    tests = "".join(path.read_text(encoding="utf-8") for path in (ROOT / "tests").rglob("test_*.py"))
+    defined = set(re.findall(r"^def (test_\w+)\(", tests, flags=re.MULTILINE))
+    assert {test for _, test in rows} <= defined
+    published = set(DATASETS) - {"toy", "folder"}
+    of_group = {"kinetics": "kinetics400"}
+    assert {of_group.get(name, name) for name, _ in rows} - {"all", "layouts"} == published
 
 
 def test_every_data_set_and_every_list_is_described() -> None:

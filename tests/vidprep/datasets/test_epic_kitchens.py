@@ -1,8 +1,9 @@
+import csv
 from pathlib import Path
 
 import pytest
 
-from vidprep.datasets import build_split, build_splits, get, locate
+from vidprep.datasets import build_split, build_splits, get, info_text, locate
 from vidprep.datasets.epic_kitchens import COLUMNS, TEST_COLUMNS, frame_rate, list_files
 from vidprep.errors import UsageError
 from vidprep.splits import read_split, write_split
@@ -143,6 +144,34 @@ def test_every_video_has_its_address_and_md5(testdata: Path) -> None:
     assert new.md5 == "654113cadf8ba21f51cb81cd35ad18a1"
     published = (testdata / "annotations" / "epic_md5.csv").read_text()
     assert all(f"{file.md5},{file.url.split('/', 5)[5]}," in published for file in files)
+
+
+def test_ids_of_two_and_three_digits_are_told_apart_however_they_are_sorted(tmp_path: Path) -> None:
+    ids = ["P01_11", "P01_101", "P01_10"]
+    assert sorted(ids) == ["P01_10", "P01_101", "P01_11"]
+    for video_id in ids:
+        (tmp_path / f"{video_id}.MP4").touch()
+    rows = [ROW.replace("P01_11", video_id) for video_id in ids]
+    built = build_split("epic_kitchens", "train", [write(tmp_path / "EPIC_100_train.csv", *rows)])
+    assert [video.segment_id for video in built.videos] == ["P01_11_0", "P01_101_0", "P01_10_0"]  # as in the file
+    found = locate(get("epic_kitchens"), built, tmp_path)
+    assert {video_id: path.stem for video_id, path in found.items()} == {video_id: video_id for video_id in ids}
+    assert [frame_rate(video_id) for video_id in ids] == [60, 50, 60]
+
+
+def test_archives_of_the_errata_are_never_offered(testdata: Path) -> None:
+    with (testdata / "annotations" / "epic_errata.csv").open(newline="") as file:
+        wrong = [row["rdsf_path"] for row in csv.DictReader(file)]
+    assert {"P01_109", "P27_103"} == {Path(path).stem for path in wrong}
+    offered = {file.url: file.filename for file in list_files()}
+    assert not [url for url in offered if any(url.endswith(path) for path in wrong)]
+    assert {"videos/P01/P01_109.MP4", "videos/P27/P27_103.MP4"} <= set(offered.values())
+    assert all(url.endswith(".MP4") for url in offered)  # frames are extracted from the videos
+
+
+def test_video_that_is_said_never_to_match_its_md5_is_named() -> None:
+    assert "P09_06.MP4 is said never to match its md5" in info_text("epic_kitchens").replace("\n     ", "")
+    assert [file.md5 for file in list_files() if file.url.endswith("/P09_06.MP4")]
 
 
 def test_videos_with_the_suffix_in_capitals_are_found(tmp_path: Path) -> None:

@@ -108,6 +108,40 @@ def test_every_excerpt_is_named_in_a_test(testdata: Path) -> None:
     assert unnamed <= {"EPIC_100_license.txt"}
 
 
+@pytest.mark.parametrize(
+    ("file", "num_rows"),
+    [
+        ("epic_md5.csv", 3375),
+        ("epic_100_splits.csv", 700),
+        ("epic_55_splits.csv", 432),
+        ("EPIC_100_video_info.csv", 700),
+        ("EPIC_100_verb_classes.csv", 97),
+        ("EPIC_100_noun_classes.csv", 300),
+    ],
+)
+def test_tables_of_epic_have_as_many_rows_as_their_readme_says(testdata: Path, file: str, num_rows: int) -> None:
+    with (testdata / "annotations" / file).open(encoding="utf-8-sig", newline="") as rows:
+        assert len(list(csv.DictReader(rows))) == num_rows
+
+
+def test_videos_of_epic_are_in_the_published_splits_and_all_have_a_length(testdata: Path) -> None:
+    annotations = testdata / "annotations"
+    with (annotations / "epic_100_splits.csv").open(encoding="utf-8-sig", newline="") as rows:
+        named = [[row[column] for column in ("ar_train", "ar_val", "ar_test")] for row in csv.DictReader(rows)]
+    assert [sum(row[index] == "TRUE" for row in named) for index in range(3)] == [495, 138, 67]
+    built = build_splits(
+        "epic_kitchens", [annotations / "EPIC_100_validation.head200.csv", annotations / "EPIC_100_video_info.csv"]
+    )
+    assert all(video.duration_seconds for video in built["val"].videos)
+    with (annotations / "EPIC_100_video_info.csv").open(encoding="utf-8-sig", newline="") as rows:
+        assert sum(float(row["duration"]) for row in csv.DictReader(rows)) / 3600 == pytest.approx(100.03, abs=0.005)
+
+
+def test_lengths_of_vid_are_those_of_the_lists(testdata: Path) -> None:
+    built = build_splits("imagenet_vid", [testdata / "lists" / "VID_val_videos.txt"])
+    assert sum(video.num_frames or 0 for video in built["val"].videos) == 176_126
+
+
 def test_ids_of_xie_are_joined_with_the_annotations_of_kinetics(testdata: Path) -> None:
     ids = testdata / "lists" / "minikinetics200_xie_val_ytid_list.head200.txt"
     built = build_splits("mini_kinetics_xie2018", [ids, testdata / "annotations" / "kinetics-400_val.dash_ids.csv"])

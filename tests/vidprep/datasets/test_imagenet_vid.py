@@ -110,23 +110,46 @@ def test_snippets_are_found_among_frames_not_among_annotations(tmp_path: Path, t
 
 
 @pytest.mark.parametrize(
-    ("file", "lines"),
+    ("file", "lines", "num_frames"),
     [
-        ("VID_train_15frames.txt", [f"{TRAIN} 1 10 300", f"{TRAIN} 1 30 300"]),
-        ("train_3.txt", ["ILSVRC2015_VID_train_0000/ILSVRC2015_train_00000000 1"]),
-        ("train_4.txt", ["ILSVRC2015_VID_train_0000/ILSVRC2015_train_00000000 -1"]),
+        ("VID_train_15frames.txt", [f"{TRAIN} 1 10 300", f"{TRAIN} 1 30 300"], 300),
+        ("train_3.txt", ["ILSVRC2015_VID_train_0000/ILSVRC2015_train_00000000 1"], None),
+        ("train_4.txt", ["ILSVRC2015_VID_train_0000/ILSVRC2015_train_00000000 -1"], None),
     ],
 )
-def test_image_sets_of_ilsvrc_and_fgfa_name_each_snippet_once(tmp_path: Path, file: str, lines: list[str]) -> None:
+def test_image_sets_of_ilsvrc_and_fgfa_name_each_snippet_once(
+    tmp_path: Path, file: str, lines: list[str], num_frames: int | None
+) -> None:
     built = build_split("imagenet_vid", "train", [write(tmp_path / file, *lines)])
-    assert built.videos == (Video(video_id="ILSVRC2015_train_00000000"),)
+    assert built.videos == (Video(video_id="ILSVRC2015_train_00000000", num_frames=num_frames),)
     assert (built.task, len(built.classes)) == ("detection", 30)
 
 
 def test_val_of_ilsvrc_lists_frames(tmp_path: Path) -> None:
     lines = ["ILSVRC2015_val_00000000/000000 1", "ILSVRC2015_val_00000000/000001 2", "ILSVRC2015_val_00000001/000000 3"]
     built = build_split("imagenet_vid", "val", [write(tmp_path / "val.txt", *lines)])
-    assert [video.video_id for video in built.videos] == ["ILSVRC2015_val_00000000", "ILSVRC2015_val_00000001"]
+    assert [(video.video_id, video.num_frames) for video in built.videos] == [
+        ("ILSVRC2015_val_00000000", 2),
+        ("ILSVRC2015_val_00000001", 1),
+    ]
+
+
+def test_two_lengths_of_a_snippet_are_refused(tmp_path: Path) -> None:
+    path = write(tmp_path / "VID_train_15frames.txt", f"{TRAIN} 1 10 300", f"{TRAIN} 1 30 301")
+    with pytest.raises(UsageError, match=r"line 2: ILSVRC2015_train_00000000 has 301 frames here and 300 before"):
+        build_splits("imagenet_vid", [path])
+
+
+def test_annotation_under_the_name_of_another_frame_is_refused(tmp_path: Path) -> None:
+    path = annotate(tmp_path, 3, OBJECT)
+    assert imagenet_vid.read_annotation(path).frame_index == 3
+    other = path.rename(path.with_name("000004.xml"))
+    with pytest.raises(
+        VidprepError, match=r"000004.xml: not an annotation of ImageNet VID .its <filename> is '000003'"
+    ):
+        imagenet_vid.read_annotation(other)
+    with pytest.raises(VidprepError, match=r"000004.xml: .* the file was renamed, or is of another frame"):
+        imagenet_vid.read_annotations(other.parent)
 
 
 def test_missing_line_of_val_videos_is_found_out(tmp_path: Path) -> None:

@@ -74,7 +74,7 @@ def test_class_of_another_release_is_refused_and_the_release_named(tmp_path: Pat
         build_splits("kinetics400", [path])
 
 
-EXPECTED = {"train": (Video(video_id="--6bJUbfpnQ_000017_000027", labels=(0,)),)}
+EXPECTED = {"train": (Video(video_id="--6bJUbfpnQ_000017_000027", labels=(0,), duration_seconds=10.0),)}
 
 
 @pytest.mark.parametrize(
@@ -167,7 +167,7 @@ def test_json_of_deepmind_is_read_and_validate_is_val(tmp_path: Path) -> None:
     path = tmp_path / "validate.json"
     path.write_text(json.dumps({"0wR5jVB-WPk": entry}, indent=1))
     assert build_split("kinetics700", "val", [path]).videos == (
-        Video(video_id="0wR5jVB-WPk_000417_000427", labels=(0,)),
+        Video(video_id="0wR5jVB-WPk_000417_000427", labels=(0,), duration_seconds=10.0),
     )
     path.write_text(json.dumps({"0wR5jVB-WPk": {**entry, "annotations": {"label": "x", "segment": [1.0, 2.0]}}}))
     with pytest.raises(UsageError, match=r"validate.json, line 1: 'x' is no class of Kinetics-700"):
@@ -208,7 +208,7 @@ def test_mini_kinetics_of_kinetics_400_keeps_its_200_classes(tmp_path: Path) -> 
     header = "label,youtube_id,time_start,time_end,split,is_cc"
     rows = ["yoga,aaaaaaaaaaa,0,10,val,0", "abseiling,bbbbbbbbbbb,0,10,val,0", "abseiling,ccccccccccc,0,10,val,0"]
     built = build_split("mini_kinetics", "val", [write(tmp_path / "val.csv", header, *rows)])
-    assert built.videos == (Video(video_id="aaaaaaaaaaa_000000_000010", labels=(199,)),)
+    assert built.videos == (Video(video_id="aaaaaaaaaaa_000000_000010", labels=(199,), duration_seconds=10.0),)
     assert "2 clips are of the other 200 classes of Kinetics-400" in built.notes[0]
 
 
@@ -224,6 +224,18 @@ def test_list_of_the_other_mini_kinetics_is_refused(tmp_path: Path) -> None:
     table = write(tmp_path / "val.csv", header, f'"{only_arnet}",aaaaaaaaaaa,0,10,val')
     with pytest.raises(UsageError, match=r"line 1: aaaaaaaaaaa is of .* none of the 200 classes of Xie"):
         build_splits("mini_kinetics_xie2018", [ids, table])
+
+
+def test_id_of_two_clips_is_noted_with_the_one_that_is_taken(tmp_path: Path) -> None:
+    header = "label,youtube_id,time_start,time_end,split,is_cc"
+    rows = ["yoga,aaaaaaaaaaa,0,10,val,0", "yoga,aaaaaaaaaaa,50,60,val,0", "yoga,bbbbbbbbbbb,0,10,val,0"]
+    table = write(tmp_path / "val.csv", header, *rows, rows[2])
+    ids = write(tmp_path / "val_ytid_list.txt", "aaaaaaaaaaa", "bbbbbbbbbbb")
+    built = build_split("mini_kinetics_xie2018", "val", [ids, table])
+    assert [video.video_id for video in built.videos] == ["aaaaaaaaaaa_000000_000010", "bbbbbbbbbbb_000000_000010"]
+    (note,) = [note for note in built.notes if "aaaaaaaaaaa" in note]
+    assert "aaaaaaaaaaa is the id of 2 clips (aaaaaaaaaaa_000000_000010 'yoga' in " in note
+    assert note.endswith("val.csv, line 3); the first is taken.")
 
 
 def test_xie_needs_ids_and_annotations(tmp_path: Path) -> None:

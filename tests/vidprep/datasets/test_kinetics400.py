@@ -10,6 +10,7 @@ from vidprep.types import Video
 
 HEADER = "label,youtube_id,time_start,time_end,split,is_cc"
 ROW = "abseiling,0wR5jVB-WPk,417,427,val,0"
+CLIP = Video(video_id="0wR5jVB-WPk_000417_000427", labels=(0,), duration_seconds=10.0)
 
 
 def annotations(folder: Path, *rows: str, header: str = HEADER, name: str = "annotations.csv") -> Path:
@@ -31,7 +32,7 @@ def test_classes_are_sorted_and_unique_in_every_spelling() -> None:
 
 
 def test_row_becomes_a_clip_named_as_its_file(tmp_path: Path) -> None:
-    assert read_one(annotations(tmp_path, ROW)) == Video(video_id="0wR5jVB-WPk_000417_000427", labels=(0,))
+    assert read_one(annotations(tmp_path, ROW)) == CLIP
 
 
 @pytest.mark.parametrize(
@@ -48,12 +49,14 @@ def test_row_becomes_a_clip_named_as_its_file(tmp_path: Path) -> None:
 )
 def test_forms_in_circulation_read_alike(tmp_path: Path, header: str, row: str) -> None:
     path = annotations(tmp_path, row, header=header)
-    assert read_one(path) == Video(video_id="0wR5jVB-WPk_000417_000427", labels=(0,))
+    assert read_one(path) == CLIP
 
 
 def test_test_file_without_labels_reads_unlabelled(tmp_path: Path) -> None:
     path = annotations(tmp_path, "--6bJUbfpnQ,17,27,test", header="youtube_id,time_start,time_end,split")
-    assert build_split("kinetics400", "test", [path]).videos == (Video(video_id="--6bJUbfpnQ_000017_000027"),)
+    assert build_split("kinetics400", "test", [path]).videos == (
+        Video(video_id="--6bJUbfpnQ_000017_000027", duration_seconds=10.0),
+    )
 
 
 def test_several_files_give_several_splits(tmp_path: Path) -> None:

@@ -5,8 +5,10 @@ from pathlib import Path
 
 import pytest
 
+from tests.vidprep.media import write_frames
 from vidprep.datasets import build_split, build_splits, get, locate
 from vidprep.errors import UsageError, VidprepError
+from vidprep.load.dataset import ClipDataset
 from vidprep.splits import Split, read_classes
 from vidprep.types import Video
 
@@ -134,7 +136,7 @@ def test_list_in_sorted_order_is_renumbered(tmp_path: Path, name: str, file: str
 
 def test_list_without_a_known_clip_says_what_it_was_taken_for(tmp_path: Path) -> None:
     built = build_split("jester", "val", [write(tmp_path / "val_videofolder.txt", "77 37 4")])
-    assert built.videos == (Video(video_id="77", labels=(4,)),)
+    assert built.videos == (Video(video_id="77", labels=(4,), num_frames=37),)
     assert "taken for the official one" in built.notes[0]
 
 
@@ -142,6 +144,41 @@ def test_list_of_another_set_is_refused_by_a_known_clip(tmp_path: Path) -> None:
     path = write(tmp_path / "train_videofolder.txt", "34870 37 5")
     with pytest.raises(UsageError, match=r"line 1: 34870 is class 24 officially and .* in sorted order, got 5"):
         build_splits("jester", [path])
+
+
+def test_test_ids_of_the_other_set_are_refused(testdata: Path, tmp_path: Path) -> None:
+    jester = testdata / "annotations" / "jester-v1-test.head200.csv"
+    with pytest.raises(UsageError, match=r"jester-v1-test.head200.csv: is called as a file of another data set"):
+        build_splits("something_v1", [jester])
+    renamed = tmp_path / "test.csv"
+    renamed.write_bytes(jester.read_bytes())
+    with pytest.raises(UsageError, match=r"test.csv, line 1: the ids of Something-Something V1 go from 1 to 108499"):
+        build_splits("something_v1", [renamed])
+    assert len(build_split("jester", "test", [renamed]).videos) == 200
+    with pytest.raises(UsageError, match=r"something-something-v1-test.csv: is called as a file of another data set"):
+        build_splits("jester", [renamed.rename(tmp_path / "something-something-v1-test.csv")])
+
+
+def test_jester_clips_of_fewer_than_32_frames_are_read_round_in_a_dense_clip(testdata: Path, tmp_path: Path) -> None:
+    built = build_split("jester", "train", [testdata / "lists" / "taps_jester_train_split.head200.txt"])
+    short = min(built.videos, key=lambda video: video.num_frames or 0)
+    num_frames = short.num_frames or 0
+    assert 12 <= num_frames < 32
+    folder = write_frames(tmp_path / short.video_id, num_frames)
+    dataset = ClipDataset(
+        [short],
+        [folder],
+        task="single_label",
+        num_classes=27,
+        delivered=get("jester").frames,
+        num_frames=16,
+        sampler="dense",
+        dense_window=64,
+        resize=32,
+        crop=32,
+    )
+    shown = (dataset[0].pts_seconds[0] * 12).round().int().tolist()
+    assert shown == [4 * index % num_frames for index in range(16)]
 
 
 def test_copy_of_jester_labels_that_swaps_4_and_5_is_refused(tmp_path: Path) -> None:

@@ -185,6 +185,16 @@ def test_flipped_clips_carry_the_flipped_label(tmp_path: Path, sources: list[Sou
     assert seen == {True, False}
 
 
+def test_negative_positions_count_from_the_end(folder: Path) -> None:
+    dataset = ShardDataset(folder, **PLAIN)
+    assert dataset[-1].video_id == dataset[len(dataset) - 1].video_id
+    train = ShardDataset(folder, **TRAIN)
+    assert torch.equal(train[-1].frames, train[len(train) - 1].frames)
+    for index in (len(dataset), -len(dataset) - 1):
+        with pytest.raises(IndexError, match=rf"sample {index} of a data set of 5 samples; they count from 0 to 4"):
+            dataset[index]
+
+
 def test_threads_read_one_data_set_at_the_same_time(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     expected = [numbers(ShardDataset(folder, **PLAIN)[i]) for i in range(5)]
     for max_open in (0, 1, 256):
