@@ -1,5 +1,6 @@
 """Weights on disk: read others' and our own without executing anything, rename, load strictly, save atomically."""
 
+import argparse
 import os
 import pickle
 import re
@@ -31,6 +32,8 @@ __all__ = [
     "write_atomically",
 ]
 
+WEIGHTS_KEYS = ("state_dict", "module", "model")
+"""Under which a training state holds its weights."""
 PICKLED = (".pth", ".pt", ".pth.tar", ".ckpt", ".bin")
 ZIP_MAGIC = b"PK\x03\x04"
 
@@ -57,8 +60,9 @@ class TrainingState:
 
 
 def load_checkpoint(path: Path) -> dict[str, Tensor]:
-    """The state dict of a `.safetensors` file or of a PyTorch file, on the CPU; `{"state_dict": ...}` is unwrapped.
+    """The state dict of a `.safetensors` file or of a PyTorch file, on the CPU.
 
+    A training state that holds it under "state_dict", "module" (DeepSpeed) or "model" is unwrapped, in this order.
     Nothing else is changed: prefixes such as `module.` are the converters' business.
 
     Raises:
@@ -78,8 +82,8 @@ def load_checkpoint(path: Path) -> dict[str, Tensor]:
     if not path.name.endswith(PICKLED):
         raise UsageError(f"{path}: expected a file ending in .safetensors, {', '.join(PICKLED)}.")
     content = _unpickle(path)
-    if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
-        content = content["state_dict"]
+    if isinstance(content, dict):
+        content = next((content[key] for key in WEIGHTS_KEYS if isinstance(content.get(key), dict)), content)
     if not isinstance(content, dict) or not content:
         raise CheckpointError(f"{path}: expected a state dict (names -> tensors), found {_describe(content)}.")
     others = [str(key) for key, value in content.items() if not (isinstance(key, str) and isinstance(value, Tensor))]
@@ -99,7 +103,9 @@ def _unpickle(path: Path) -> Any:
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Detected pickle protocol")  # the error below says it better
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
+            # Training states bring their settings as a Namespace, which only holds values.
+            with torch.serialization.safe_globals([argparse.Namespace]):
+                return torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
     except pickle.UnpicklingError as error:
         asked = re.search(r"GLOBAL ([\w.]+)", str(error))
         wish = f"it asks for {asked[1]}" if asked else "it holds more than tensors"

@@ -22,6 +22,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from vidmodels.methods.sta import golden as sta_golden
 from vidmodels.methods.taps import golden as taps_golden
 from vidprep.errors import UsageError, VidprepError, suggest
 
@@ -34,6 +35,7 @@ Component = Callable[[Mapping[str, Any], Mapping[str, Any], dict[str, Tensor], C
 
 COMPONENTS: Mapping[str, Mapping[str, Component]] = {
     "taps": taps_golden.COMPONENTS,
+    "sta": sta_golden.COMPONENTS,
 }
 """Method -> component -> the function that runs it."""
 

@@ -82,24 +82,35 @@ class Train:
     optimizer: Literal["sgd", "adamw"] = "sgd"
     momentum: float = 0.9
     weight_decay: float = 1e-4
-    schedule: Literal["step", "cosine"] = "step"
+    schedule: Literal["step", "cosine", "cosine_steps"] = "step"
+    """"step" and "cosine" change between epochs; "cosine_steps" with every step, down to `min_lr`."""
     lr_milestones: tuple[int, ...] = ()
     """Epochs (from 0) at which a step schedule divides the rate by 10."""
     warmup_epochs: int = 0
     """Epochs over which the rate rises linearly from 0."""
+    min_lr: float = 0.0
+    """Where a "cosine_steps" schedule ends."""
+    lr_batch_size: int | None = None
+    """`lr` and `min_lr` are for steps of this many clips, and scaled by batch_size / lr_batch_size; None: as given."""
     clip_grad: float | None = None
     """Largest L2 norm of the whole gradient."""
     seed: int = 1007
     amp: Literal["none", "bf16", "fp16"] = "none"
     """Autocast precision on a GPU."""
     init: str = "none"
-    """Initial weights: "none", "imagenet" (torchvision's ResNet weights) or a checkpoint file."""
+    """Initial weights: "none", "imagenet" (torchvision's ResNet weights) or a checkpoint file, ours or published."""
 
     def __post_init__(self) -> None:
         _at_least(1, epochs=self.epochs, batch_size=self.batch_size)
         _at_least(0, momentum=self.momentum, weight_decay=self.weight_decay, warmup_epochs=self.warmup_epochs)
         if not self.lr > 0 or (self.clip_grad is not None and not self.clip_grad > 0):
             raise ValueError(f"lr and clip_grad must be above 0, got {self.lr} and {self.clip_grad}")
+        if self.lr_batch_size is not None:
+            _at_least(1, lr_batch_size=self.lr_batch_size)
+        if not 0 <= self.min_lr <= self.lr:
+            raise ValueError(f"min_lr lies between 0 and lr = {self.lr}, got {self.min_lr}")
+        if self.min_lr and self.schedule != "cosine_steps":
+            raise ValueError(f'min_lr is for schedule = "cosine_steps"; "{self.schedule}" does not read it')
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,6 +143,8 @@ class Published:
     map: float | None = None
     gmacs: float | None = None
     """Multiply-accumulates in 1e9, per video or as `convention` says."""
+    gmacs_figure: str = ""
+    """Which of the figures of `Method.summarise` counts in that convention; "": all MACs that run."""
     convention: str = ""
     num_params: int | None = None
     checkpoint: str = ""
