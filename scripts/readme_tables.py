@@ -65,7 +65,7 @@ def method_table() -> str:
         data = recipe.data
         macs, num_params = _cost(recipe)
         cost = f"{num_params / 1e6:.2f} M | {macs / 1e9:.3g}"
-        clip = f"{data.num_frames} x {data.crop} x {data.crop}"
+        clip = f"{data.num_frames} x {recipe.eval_crop} x {recipe.eval_crop}"
         rows.append(f"| `{name}` | `{data.dataset}` | {clip} | {cost} | {_published(recipe.published)} |")
     return "\n".join(rows)
 
@@ -82,7 +82,7 @@ def _cost(recipe: Recipe) -> tuple[int, int]:
         num_classes = info.num_classes
     with torch.device("meta"):
         model = METHODS[recipe.method].build(recipe.model, num_classes)
-        clip = torch.empty(1, data.num_frames, 3, data.crop, data.crop)
+        clip = torch.empty(1, data.num_frames, 3, recipe.eval_crop, recipe.eval_crop)
     cost = count_cost(model.eval(), clip)
     return cost.macs, cost.num_params
 

@@ -8,6 +8,7 @@ import warnings
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import IO, Any
 
@@ -22,15 +23,21 @@ from vidprep.errors import UsageError, VidprepError
 __all__ = [
     "CheckpointError",
     "TrainingState",
+    "check_blocks",
     "load_checkpoint",
     "load_into",
     "load_training",
+    "present_lines",
     "read_metadata",
     "rename",
     "save_training",
     "save_weights",
+    "without_wrapper",
     "write_atomically",
 ]
+
+WRAPPER = "module."
+"""What DataParallel puts before every name."""
 
 WEIGHTS_KEYS = ("state_dict", "module", "model")
 """Under which a training state holds its weights."""
@@ -172,6 +179,42 @@ def rename(state: Mapping[str, Tensor], table: Mapping[str, str | None]) -> dict
     if faults:
         raise CheckpointError(f"not a checkpoint of the expected layout: {'; '.join(faults)}.")
     return renamed
+
+
+def without_wrapper(state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """The state dict without the `module.` of DataParallel, where every name has it."""
+    if not state or not all(key.startswith(WRAPPER) for key in state):
+        return state
+    return {key.removeprefix(WRAPPER): tensor for key, tensor in state.items()}
+
+
+def present_lines(table: Mapping[str, str | None], state: Mapping[str, Tensor]) -> dict[str, str | None]:
+    """The lines of a table for `rename` that fit at least one entry."""
+    return {old: new for old, new in table.items() if any(fnmatchcase(key, old.replace("{}", "*")) for key in state)}
+
+
+def check_blocks(converted: Mapping[str, Tensor], pattern: str) -> None:
+    """Every block has the entries that the others have: `rename` alone only sees that some block has each.
+
+    Args:
+        converted: our name -> tensor.
+        pattern: of the names that blocks share, with three groups: what is before the block, the block, what is after;
+            names that do not fit are not looked at.
+
+    Raises:
+        CheckpointError: names what is missing.
+    """
+    blocks: dict[str, set[str]] = {}
+    for name in converted:
+        if match := re.fullmatch(pattern, name):
+            blocks.setdefault(match[2], set()).add(match[1] + "{}" + match[3])
+    everywhere = sorted(set().union(*blocks.values()))
+    missing = [name.format(block) for block, names in blocks.items() for name in everywhere if name not in names]
+    if missing:
+        raise CheckpointError(
+            f"not a checkpoint of the expected layout: {len(missing)} entries missing that other blocks have, in our "
+            f"names such as {_some(missing)}."
+        )
 
 
 def load_into(model: nn.Module, state: Mapping[str, Tensor], source: Path | str) -> None:

@@ -175,8 +175,8 @@ def cost(
         "parameters": published.num_params if published else None,
         "GMACs per clip": published.gmacs if published else None,
     }
-    data = loaded.data
-    typer.echo(f"{loaded.method}/{loaded.name}: one clip of {data.num_frames} frames, {data.crop} x {data.crop}")
+    data, side = loaded.data, loaded.eval_crop
+    typer.echo(f"{loaded.method}/{loaded.name}: one clip of {data.num_frames} frames, {side} x {side}")
     rows = [["", "ours", "published", "difference"]]
     for name, ours in figures.items():
         theirs = known.get(name)
@@ -225,7 +225,7 @@ def _count(recipe: "Recipe", num_classes: int | None) -> tuple[dict[str, float],
         )
     torch.manual_seed(0)
     model = method.build(recipe.model, num_classes).eval()
-    clip = torch.randn(1, recipe.data.num_frames, 3, recipe.data.crop, recipe.data.crop)
+    clip = torch.randn(1, recipe.data.num_frames, 3, recipe.eval_crop, recipe.eval_crop)
     trainable = count_cost(model, clip)
     figures: dict[str, float] = {"parameters": trainable.num_params, "GMACs per clip": trainable.macs / 1e9}
     dynamic = method.make_dynamic(model)

@@ -6,7 +6,9 @@ from typing import Any, Literal
 
 from torch import Tensor, nn
 
+from vidprep.load.transforms import CropPlacement
 from vidprep.load.types import Batch
+from vidprep.sampling import Short
 
 __all__ = ["Batch", "Cost", "Data", "Eval", "Method", "Output", "Published", "Recipe", "Train"]
 
@@ -44,8 +46,14 @@ class Data:
     train_sampler: Literal["segments", "dense"] = "segments"
     dense_window: int = 64
     """Frames that a dense clip spans; its stride is window // t."""
-    short: Literal["first", "last"] = "last"
-    """Frame that fills up videos shorter than the clip."""
+    short: Short = "last"
+    """What fills up videos shorter than the clip: see `vidprep.sampling.sample_segments`."""
+    min_frames: int = 1
+    """Videos with fewer frames are left out, and counted in the log."""
+    class_order: Literal["official", "sorted"] = "official"
+    """How the model's classes are numbered: as the shards' are, or by name."""
+    flip_pairs: tuple[tuple[int, int], ...] | None = None
+    """Classes, numbered as the model's, that a flip turns into each other; None: as the shards say."""
     resize: int
     """Short side in pixels before the evaluation crop."""
     crop: int
@@ -61,6 +69,7 @@ class Data:
 
     def __post_init__(self) -> None:
         _at_least(1, num_frames=self.num_frames, dense_window=self.dense_window, crop=self.crop)
+        _at_least(1, min_frames=self.min_frames)
         if self.num_classes is not None:
             _at_least(1, num_classes=self.num_classes)
         if self.resize < self.crop:
@@ -115,11 +124,22 @@ class Train:
 
 @dataclass(frozen=True, kw_only=True)
 class Eval:
-    """How a video is scored."""
+    """How a video is scored by `vidmodels eval`. While training, one clip and its centre crop stand for a video."""
 
     num_clips: int = 1
     num_crops: int = 1
+    crop_placement: CropPlacement = "along_longer_side"
+    """Where three crops lie: see `vidprep.load.transforms.EvalTransform`."""
+    resize: int | None = None
+    """Short side in pixels; None: as `data.resize`."""
+    crop: int | None = None
+    """Side of the square that the model sees; None: as `data.crop`."""
+    short: Short | None = None
+    """What fills up videos shorter than the clip where `num_clips` is 1; None: as `data.short`."""
     batch_size: int = 32
+    """Videos of a batch."""
+    clips_per_call: int = 64
+    """The model sees at most so many clips at once, however many views a batch of videos has."""
     average: Literal["logits", "probabilities"] = "logits"
     """What is averaged over the views of a video."""
     metric: Literal["top1", "map"] = "top1"
@@ -131,6 +151,8 @@ class Eval:
 
     def __post_init__(self) -> None:
         _at_least(1, num_clips=self.num_clips, num_crops=self.num_crops, batch_size=self.batch_size)
+        _at_least(1, clips_per_call=self.clips_per_call)
+        _at_least(1, **{name: side for name in ("resize", "crop") if (side := getattr(self, name)) is not None})
         _at_least(0, best_from_epoch=self.best_from_epoch)
 
 
@@ -165,6 +187,26 @@ class Recipe:
     """None: nothing to train, or not published."""
     eval: Eval = field(default_factory=Eval)
     published: Published | None = None
+
+    def __post_init__(self) -> None:
+        baked_in = getattr(self.model, "num_frames", self.data.num_frames)
+        if baked_in != self.data.num_frames:
+            raise ValueError(
+                f"model.num_frames = {baked_in}, but data.num_frames = {self.data.num_frames}; this model takes clips "
+                "of the length that it is built for, so set both"
+            )
+        if self.eval_resize < self.eval_crop:
+            raise ValueError(f"eval: resize must be at least crop = {self.eval_crop} pixels, got {self.eval_resize}")
+
+    @property
+    def eval_resize(self) -> int:
+        """Short side in pixels when a video is scored."""
+        return self.eval.resize or self.data.resize
+
+    @property
+    def eval_crop(self) -> int:
+        """Side in pixels of the square that the model sees when a video is scored."""
+        return self.eval.crop or self.data.crop
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,7 +12,10 @@ from typing import Any, Literal, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["RandomIntegers", "frames_between", "sample_clips", "sample_dense", "sample_segments"]
+__all__ = ["RandomIntegers", "Short", "frames_between", "sample_clips", "sample_dense", "sample_segments"]
+
+Short = Literal["first", "last", "spread"]
+"""What fills up a video that is shorter than the clip: see `sample_segments`."""
 
 
 class RandomIntegers(Protocol):
@@ -27,7 +30,7 @@ def sample_segments(
     num_frames: int,
     *,
     num_segments: int,
-    short: Literal["first", "last"] = "first",
+    short: Short = "first",
     rng: RandomIntegers | None = None,
 ) -> NDArray[np.int64]:
     """Index of one frame from each of `num_segments` equal parts of a video, (t,).
@@ -40,13 +43,14 @@ def sample_segments(
 
         short="last"    3 frames, 8 segments -> 0 1 2 2 2 2 2 2
         short="first"   3 frames, 8 segments -> 0 0 0 0 0 0 0 0
+        short="spread"  3 frames, 8 segments -> 0 0 0 1 1 2 2 2    the centres, as in any other video
 
     Too short means n < t; with short="first", evaluation also repeats frame 0 at n = t, as its source does.
 
     Args:
         num_frames: n, frames in the video, at least 1.
         num_segments: t, the length of the clip.
-        short: what fills up short videos, "last" as in TAPS, or "first" as in TSM and TAM.
+        short: what fills up short videos: "last" as in TAPS, "first" as in TSM and TAM, "spread" as in TAM's tests.
         rng: source of random numbers; None for evaluation.
 
     Raises:
@@ -58,6 +62,8 @@ def sample_segments(
     _check(num_frames, num_segments)
     last_too_short = num_segments if short == "first" and rng is None else num_segments - 1
     if num_frames <= last_too_short:
+        if short == "spread":
+            return _centres(num_frames, num_segments)
         ramp = np.arange(num_segments, dtype=np.int64)
         return np.minimum(ramp, num_frames - 1) if short == "last" else np.zeros_like(ramp)
     if rng is None:

@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from tests.vidmodels.shards import TINY, write_tiny_shards
-from vidmodels.data import known_classes, open_split
+from vidmodels.data import known_classes, open_split, open_test_split
 from vidmodels.recipes import load_recipe
 from vidprep.errors import UnknownName, UsageError
 
@@ -13,10 +13,11 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_tiny_shards(tmp_path_factory.mktemp("tiny"))
 
 
-def test_training_takes_one_clip_and_evaluation_all_views(shards: Path) -> None:
+def test_training_takes_one_clip_and_testing_all_views(shards: Path) -> None:
     recipe = load_recipe("taps/toy", [*TINY, "eval.num_clips=2", "eval.num_crops=3"])
     assert open_split(recipe, shards, "train", train=True)[0].frames.shape == (1, 4, 3, 32, 32)
-    assert open_split(recipe, shards, "val", train=False)[0].frames.shape == (6, 4, 3, 32, 32)
+    assert open_split(recipe, shards, "val", train=False)[0].frames.shape == (1, 4, 3, 32, 32)
+    assert open_test_split(recipe, shards, "val")[0].frames.shape == (6, 4, 3, 32, 32)
 
 
 def test_shards_of_another_data_set_are_refused(shards: Path) -> None:

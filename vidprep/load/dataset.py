@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import Literal, Required, TypedDict, Unpack
+from typing import Literal, Required, TypedDict, Unpack, get_args
 
 import numpy as np
 import torch
@@ -25,9 +25,9 @@ from vidprep.decode import Backend, open_video
 from vidprep.decode.types import VideoReader
 from vidprep.errors import CorruptVideo, MissingVideo, UsageError
 from vidprep.index import sample_id
-from vidprep.load.transforms import BoxMap, EvalTransform, TrainTransform
+from vidprep.load.transforms import BoxMap, CropPlacement, EvalTransform, TrainTransform
 from vidprep.load.types import FrameTargets, Sample
-from vidprep.sampling import frames_between, sample_clips, sample_dense, sample_segments
+from vidprep.sampling import Short, frames_between, sample_clips, sample_dense, sample_segments
 from vidprep.types import Box, FrameFormat, Task, Video
 
 __all__ = ["ClipDataset", "ClipOptions", "ClipSettings", "SampleMaker", "check_labels", "open_videos"]
@@ -42,9 +42,10 @@ class ClipOptions(TypedDict, total=False):
     train: bool
     sampler: Literal["segments", "dense"]
     dense_window: int
-    short: Literal["first", "last"]
+    short: Short
     num_clips: int
     num_crops: int
+    crop_placement: CropPlacement
     scales: tuple[float, ...]
     max_aspect_step: int
     flip: bool
@@ -72,12 +73,14 @@ class ClipSettings:
     sampler: Literal["segments", "dense"] = "segments"
     dense_window: int = 64
     """Frames that a dense clip spans; its stride is window // t."""
-    short: Literal["first", "last"] = "last"
-    """Frame that fills up videos shorter than the clip."""
+    short: Short = "last"
+    """What fills up videos shorter than the clip, where there is one clip: see `sample_segments`."""
     num_clips: int = 1
     """Clips of a video in evaluation; training takes one."""
     num_crops: int = 1
     """Crops of a clip in evaluation, 1 or 3; training takes one."""
+    crop_placement: CropPlacement = "along_longer_side"
+    """Where three crops lie: see `EvalTransform`."""
     scales: tuple[float, ...] = (1.0, 0.875, 0.75, 0.66)
     """Training: sides of the crop as fractions of the short side."""
     max_aspect_step: int = 1
@@ -95,16 +98,16 @@ class ClipSettings:
                 raise UsageError(f"{name} must be at least 1, got {getattr(self, name)}.")
         if self.seed < 0 or self.max_aspect_step < 0:
             raise UsageError(f"seed and max_aspect_step are 0 or more, got {self.seed} and {self.max_aspect_step}.")
-        if self.sampler not in ("segments", "dense") or self.short not in ("first", "last"):
-            raise UsageError(
-                f"sampler is 'segments' or 'dense', short is 'first' or 'last'; got {self.sampler!r}, {self.short!r}."
-            )
+        choices = {"sampler": ("segments", "dense"), "short": get_args(Short), "crop_placement": get_args(CropPlacement)}
+        for name, known in choices.items():
+            if getattr(self, name) not in known:
+                raise UsageError(f"{name} is one of {', '.join(known)}; got {getattr(self, name)!r}.")
         if self.sampler == "dense" and self.dense_window < self.num_frames:
             raise UsageError(f"dense_window {self.dense_window} holds no clip of {self.num_frames} frames; widen it.")
         if self.crop > self.resize:
             raise UsageError(f"a crop of {self.crop} px does not fit a short side of {self.resize} px; enlarge resize.")
         if self.num_crops not in (1, 3):
-            raise UsageError(f"num_crops is 1 (centre) or 3 (along the longer side), got {self.num_crops}.")
+            raise UsageError(f"num_crops is 1 (centre) or 3 (left, centre and right), got {self.num_crops}.")
         if not self.scales or not all(0 < scale <= 1 for scale in self.scales):
             raise UsageError(f"scales are fractions of the short side, above 0 and at most 1, got {self.scales}.")
         if min(self.std) <= 0:
@@ -138,7 +141,14 @@ class ClipSettings:
 
     def eval_transform(self) -> EvalTransform:
         """The fixed transform of these settings."""
-        return EvalTransform(resize=self.resize, crop=self.crop, num_crops=self.num_crops, mean=self.mean, std=self.std)
+        return EvalTransform(
+            resize=self.resize,
+            crop=self.crop,
+            num_crops=self.num_crops,
+            crop_placement=self.crop_placement,
+            mean=self.mean,
+            std=self.std,
+        )
 
     def rng(self, epoch: int, index: int) -> np.random.Generator | None:
         """Source of what is random in sample `index` of `epoch`; None in evaluation."""

@@ -7,6 +7,7 @@ which is PIL's within one grey level. A frame that already has its size is not r
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
+from typing import Literal
 
 import numpy as np
 import torch
@@ -14,7 +15,9 @@ from torch import Tensor
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
-__all__ = ["BoxMap", "EvalTransform", "TrainTransform", "crop_offsets", "multiscale_crop_sizes"]
+__all__ = ["BoxMap", "CropPlacement", "EvalTransform", "TrainTransform", "crop_offsets", "multiscale_crop_sizes"]
+
+CropPlacement = Literal["along_longer_side", "along_width"]
 
 # (x, y) in quarters of the slack: four corners, centre, four edge centres, four quarter points
 _OFFSET_QUARTERS = (
@@ -155,13 +158,17 @@ class TrainTransform:
 
 @dataclass(frozen=True, kw_only=True)
 class EvalTransform:
-    """The short side resized, then the centre crop or three crops along the longer side, normalised."""
+    """The short side resized, then the centre crop or three crops, normalised."""
 
     resize: int
     """Short side in pixels; the long one follows, cut to an integer."""
     crop: int
     num_crops: int = 1
-    """1: centre; 3: left (or top), centre, right (or bottom)."""
+    """1: centre; 3: as `crop_placement` says."""
+    crop_placement: CropPlacement = "along_longer_side"
+    """Of three crops: "along_longer_side" left, centre, right, or of upright frames top, centre, bottom; the outer ones
+    touch the edges. "along_width" left, right, centre, also of upright frames, on quarters of the slack like the
+    training crops: the right one ends up to 3 pixels short of the edge (TSN's `GroupFullResSample`, as in TSM, TAM)."""
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)
 
@@ -169,21 +176,21 @@ class EvalTransform:
         if self.crop > self.resize:
             raise ValueError(f"a crop of {self.crop} px does not fit a short side of {self.resize} px; enlarge resize")
         if self.num_crops not in (1, 3):
-            raise ValueError(f"num_crops is 1 (centre) or 3 (along the longer side), got {self.num_crops}")
+            raise ValueError(f"num_crops is 1 (centre) or 3 (left, centre and right), got {self.num_crops}")
 
     def __call__(self, frames: Tensor) -> Tensor:
         """Transform frames (t, c, h, w) uint8 to (num_crops, t, c, crop, crop) float32."""
-        new_height, new_width = self._resized(*frames.shape[-2:])
+        new_height, new_width = self.resized(*frames.shape[-2:])
         frames = _resize(frames, height=new_height, width=new_width)
         crops = [
             _normalise(frames[..., top : top + self.crop, left : left + self.crop], self.mean, self.std)
-            for left, top in self._corners(new_width, new_height)
+            for left, top in self.corners(new_width, new_height)
         ]
         return torch.stack(crops) if len(crops) > 1 else crops[0][None]
 
     def box_maps(self, height: int, width: int) -> list[BoxMap]:
         """Where the boxes of frames of this size go, for each crop."""
-        new_height, new_width = self._resized(height, width)
+        new_height, new_width = self.resized(height, width)
         return [
             BoxMap(
                 scale_x=new_width / width,
@@ -193,19 +200,24 @@ class EvalTransform:
                 width=self.crop,
                 height=self.crop,
             )
-            for left, top in self._corners(new_width, new_height)
+            for left, top in self.corners(new_width, new_height)
         ]
 
-    def _resized(self, height: int, width: int) -> tuple[int, int]:
+    def resized(self, height: int, width: int) -> tuple[int, int]:
+        """(height, width) of a frame after resizing."""
         new_long = int(self.resize * max(height, width) / min(height, width))
         return (new_long, self.resize) if height > width else (self.resize, new_long)
 
-    def _corners(self, width: int, height: int) -> list[tuple[int, int]]:
+    def corners(self, width: int, height: int) -> list[tuple[int, int]]:
+        """Upper left corner (x, y) of each crop in a resized frame."""
         slack_x, slack_y = width - self.crop, height - self.crop
         # round() goes to even at one half, as torchvision's centre crop does
         centre = (round(slack_x / 2), round(slack_y / 2))
         if self.num_crops == 1:
             return [centre]
+        if self.crop_placement == "along_width":
+            step_x, step_y = slack_x // 4, slack_y // 4
+            return [(quarters * step_x, 2 * step_y) for quarters in (0, 4, 2)]
         if height > width:
             return [(centre[0], 0), centre, (centre[0], slack_y)]
         return [(0, centre[1]), centre, (slack_x, centre[1])]

@@ -155,7 +155,7 @@ def test_frames_stored_channels_last_give_the_same_clip(rng: np.random.Generator
 def test_impossible_evaluation_crops_are_refused() -> None:
     with pytest.raises(ValueError, match="a crop of 65 px does not fit a short side of 64 px"):
         EvalTransform(resize=64, crop=65)
-    with pytest.raises(ValueError, match=r"num_crops is 1 \(centre\) or 3 \(along the longer side\), got 5"):
+    with pytest.raises(ValueError, match=r"num_crops is 1 \(centre\) or 3 \(left, centre and right\), got 5"):
         EvalTransform(resize=64, crop=64, num_crops=5)
 
 
