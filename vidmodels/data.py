@@ -10,7 +10,7 @@ from vidprep.errors import UsageError
 from vidprep.load.dataset import ClipOptions
 from vidprep.load.shards import ShardDataset
 from vidprep.load.transforms import CropPlacement
-from vidprep.sampling import Short
+from vidprep.sampling import ClipPlacement, Short
 
 __all__ = ["known_classes", "open_split", "open_test_split"]
 
@@ -20,6 +20,7 @@ class _Changes(TypedDict, total=False):
 
     train: bool
     num_clips: int
+    clip_placement: ClipPlacement
     num_crops: int
     crop_placement: CropPlacement
     resize: int
@@ -56,6 +57,7 @@ def open_test_split(recipe: Recipe, folder: Path, split: str) -> ShardDataset:
         folder,
         split,
         num_clips=how.num_clips,
+        clip_placement=how.clip_placement,
         num_crops=how.num_crops,
         crop_placement=how.crop_placement,
         resize=recipe.eval_resize,
@@ -74,6 +76,11 @@ def _open(recipe: Recipe, folder: Path, split: str, **options: Unpack[_Changes])
         "short": data.short,
         "resize": data.resize,
         "crop": data.crop,
+        "antialias": data.antialias,
+        "num_repeats": data.num_repeats,
+        "train_crop": data.train_crop,
+        "rand_augment": data.rand_augment,
+        "random_erasing": data.random_erasing,
         "scales": data.train_scales,
         "max_aspect_step": data.max_aspect_step,
         "flip": data.flip,

@@ -6,9 +6,9 @@ from typing import Any, Literal
 
 from torch import Tensor, nn
 
-from vidprep.load.transforms import CropPlacement
+from vidprep.load.transforms import CropPlacement, TrainCrop
 from vidprep.load.types import Batch
-from vidprep.sampling import Short
+from vidprep.sampling import ClipPlacement, Sampler, Short
 
 __all__ = ["Batch", "Cost", "Data", "Eval", "Method", "Output", "Published", "Recipe", "Train"]
 
@@ -43,9 +43,10 @@ class Data:
     """k; None: as vidprep knows it of the data set, or as the shards say."""
     train_split: str = "train"
     val_split: str = "val"
-    train_sampler: Literal["segments", "dense"] = "segments"
+    train_sampler: Sampler = "segments"
+    """How one clip is taken, in evaluation too: see `vidprep.sampling`."""
     dense_window: int = 64
-    """Frames that a dense clip spans; its stride is window // t."""
+    """Frames that a clip of "dense" and "window" spans; its stride is window // t."""
     short: Short = "last"
     """What fills up videos shorter than the clip: see `vidprep.sampling.sample_segments`."""
     min_frames: int = 1
@@ -58,6 +59,16 @@ class Data:
     """Short side in pixels before the evaluation crop."""
     crop: int
     """Side of the square that the model sees."""
+    antialias: bool = True
+    """Resize as PIL does before the evaluation crop; off: as OpenCV."""
+    train_crop: TrainCrop = "multi_scale"
+    """How training crops: see `vidprep.load.transforms.TrainTransform`."""
+    num_repeats: int = 1
+    """Training views of a clip, each changed and cropped anew (repeated augmentation); the batch grows by them."""
+    rand_augment: str = ""
+    """Training operations in timm's notation, such as "rand-m7-n4-mstd0.5-inc1"; "" applies none."""
+    random_erasing: float = 0.0
+    """Probability that a box of a training clip is filled with noise."""
     train_scales: tuple[float, ...] = (1.0, 0.875, 0.75, 0.66)
     """Multi-scale crop: fractions of the short side."""
     max_aspect_step: int = 1
@@ -128,6 +139,8 @@ class Eval:
 
     num_clips: int = 1
     num_crops: int = 1
+    clip_placement: ClipPlacement = "even"
+    """Where several clips lie: see `vidprep.sampling.sample_clips`."""
     crop_placement: CropPlacement = "along_longer_side"
     """Where three crops lie: see `vidprep.load.transforms.EvalTransform`."""
     resize: int | None = None

@@ -21,6 +21,8 @@ from vidmodels.methods.sta.training import Mixing, mix, param_groups, training_s
 from vidmodels.schedules import learning_rate_factor
 from vidmodels.types import Batch, Train
 from vidprep.errors import VidprepError
+from vidprep.load.transforms import EvalTransform
+from vidprep.sampling import sample_clips, sample_window
 
 __all__ = ["COMPONENTS"]
 
@@ -269,6 +271,46 @@ def _position_table(config: Config, _: Any, __: Any, wanted: Collection[str]) ->
     return {name: arrays[name] for name in wanted if name in arrays}
 
 
+class _Extreme:
+    """Draws the smallest or the largest integer there is."""
+
+    def __init__(self, *, largest: bool) -> None:
+        self.largest = largest
+
+    def integers(self, low: int, high: int, size: int | None = None) -> Any:
+        drawn = high - 1 if self.largest else low
+        return drawn if size is None else np.full(size, drawn)
+
+
+def _frame_sampling_and_crops(config: Config, _: Any, __: Any, wanted: Collection[str]) -> Arrays:
+    t, crop = config["num_frames"], config["crop_size"]
+    window = t * config["frame_stride"]
+    arrays: Arrays = {}
+    for n in config["video_lengths"]:
+        arrays[f"kinetics_test/n{n}"] = sample_clips(
+            n, num_segments=t, num_clips=config["kinetics_temporal_views"], sampler="window", window=window
+        )
+        arrays[f"ssv2_test/n{n}"] = sample_clips(
+            n, num_segments=t, num_clips=config["ssv2_temporal_views"], placement="interleaved"
+        )
+        extremes = [_Extreme(largest=largest) for largest in (False, True)][: 2 if n > window else 1]
+        arrays[f"kinetics_train_extremes/n{n}"] = np.stack(
+            [sample_window(n, num_segments=t, window=window, rng=extreme) for extreme in extremes]
+        )
+    transform = EvalTransform(
+        resize=config["short_side"],
+        crop=crop,
+        num_crops=config["spatial_views"],
+        crop_placement="along_longer_side_floor",
+    )
+    for height, width in config["frame_sizes"]:
+        new_height, new_width = transform.resized(height, width)
+        corners = transform.corners(new_width, new_height)
+        starts = [top if new_height >= new_width else left for left, top in corners]
+        arrays[f"three_crops/{height}x{width}"] = np.array([new_height, new_width, *starts])
+    return {name: arrays[name] for name in wanted if name in arrays}
+
+
 COMPONENTS: Mapping[str, Callable[[Config, Mapping[str, Any], dict[str, Tensor], Collection[str]], Arrays]] = {
     "pruning_step": _pruning_step,
     "network": _network,
@@ -277,5 +319,6 @@ COMPONENTS: Mapping[str, Callable[[Config, Mapping[str, Any], dict[str, Tensor],
     "parameter_groups": _parameter_groups,
     "learning_rate_schedule": _learning_rate_schedule,
     "position_table": _position_table,
+    "frame_sampling_and_crops": _frame_sampling_and_crops,
 }
 """(config, inputs, published state dict, wanted names) -> arrays."""
