@@ -61,10 +61,31 @@ def list_command(method: Annotated[str | None, typer.Argument(help="Only recipes
 
 
 @app.command()
-def show(recipe: RecipeArgument, overrides: Overrides = None) -> None:
-    """Print a recipe with all its settings, as TOML."""
+def show(
+    recipe: Annotated[
+        str, typer.Argument(metavar="RECIPE", help="NAME, METHOD/NAME or a .toml file; with --video also METHOD.")
+    ],
+    overrides: Overrides = None,
+    video: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Draw what the model keeps of this video, instead.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(metavar="PNG", help="Where the picture goes.")] = None,
+    weights: Annotated[
+        Path | None, typer.Option(metavar="RUN|CHECKPOINT", help="Of the drawn model; random ones without it.")
+    ] = None,
+) -> None:
+    """Print a recipe with all its settings, as TOML; or draw what its model keeps of a video."""
     from vidmodels.recipes import dump_recipe, load_recipe
 
+    if (video is None) != (out is None):
+        raise UsageError("a picture needs both --video FILE and --out PNG.")
+    if video is not None and out is not None:
+        from vidmodels.show import draw_video
+
+        typer.echo(draw_video(recipe, video, out, weights=weights, overrides=overrides or ()))
+        return
+    if weights is not None:
+        raise UsageError("--weights is for a picture: add --video FILE --out PNG.")
     typer.echo(dump_recipe(load_recipe(recipe, overrides or ())), nl=False)
 
 
@@ -171,10 +192,10 @@ def cost(
     loaded = load_recipe(recipe, overrides or ())
     figures, by_operator = _count(loaded, num_classes)
     published = loaded.published
-    known = {
-        "parameters": published.num_params if published else None,
-        "GMACs per clip": published.gmacs if published else None,
-    }
+    known: dict[str, float | None] = {}
+    if published is not None:
+        figure = f"{published.gmacs_figure} (random weights)" if published.gmacs_figure else "GMACs per clip"
+        known = {"parameters": published.num_params, figure: published.gmacs}
     data, side = loaded.data, loaded.eval_crop
     typer.echo(f"{loaded.method}/{loaded.name}: one clip of {data.num_frames} frames, {side} x {side}")
     rows = [["", "ours", "published", "difference"]]

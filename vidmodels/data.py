@@ -4,15 +4,18 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TypedDict, Unpack
 
+from torch import Tensor
+
 from vidmodels.types import Data, Recipe
 from vidprep.datasets import DATASETS
 from vidprep.errors import UsageError
-from vidprep.load.dataset import ClipOptions
+from vidprep.load.dataset import ClipDataset, ClipOptions
 from vidprep.load.shards import ShardDataset
 from vidprep.load.transforms import CropPlacement
 from vidprep.sampling import ClipPlacement, Short
+from vidprep.types import Video
 
-__all__ = ["known_classes", "open_split", "open_test_split"]
+__all__ = ["clip_of_file", "known_classes", "open_split", "open_test_split"]
 
 
 class _Changes(TypedDict, total=False):
@@ -66,10 +69,23 @@ def open_test_split(recipe: Recipe, folder: Path, split: str) -> ShardDataset:
     )
 
 
-def _open(recipe: Recipe, folder: Path, split: str, **options: Unpack[_Changes]) -> ShardDataset:
-    """The clips that training validates on, unless `options` say otherwise."""
+def clip_of_file(recipe: Recipe, video: Path) -> Tensor:
+    """The central clip and crop of a video file, (t, c, h, w), as a model of this recipe gets it.
+
+    Raises:
+        MissingVideo: no such file.
+        CorruptVideo: it does not decode.
+    """
+    row = Video(video_id=video.stem, labels=(0,))  # a sample needs a label; it is not used
+    options: ClipOptions = {**_options(recipe), "resize": recipe.eval_resize, "crop": recipe.eval_crop}
+    dataset = ClipDataset([row], [video], task="single_label", num_classes=1, **options)
+    return dataset[0].frames[0]
+
+
+def _options(recipe: Recipe) -> ClipOptions:
+    """The clips that training validates on."""
     data = recipe.data
-    settings: ClipOptions = {
+    return {
         "num_frames": data.num_frames,
         "sampler": data.train_sampler,
         "dense_window": data.dense_window,
@@ -87,9 +103,14 @@ def _open(recipe: Recipe, folder: Path, split: str, **options: Unpack[_Changes])
         "mean": data.mean,
         "std": data.std,
         "seed": recipe.train.seed if recipe.train else 0,
-        **options,
     }
-    dataset = ShardDataset(folder, split, min_frames=data.min_frames, **settings)
+
+
+def _open(recipe: Recipe, folder: Path, split: str, **changes: Unpack[_Changes]) -> ShardDataset:
+    """The clips that training validates on, with what `changes` says instead."""
+    data = recipe.data
+    options: ClipOptions = {**_options(recipe), **changes}
+    dataset = ShardDataset(folder, split, min_frames=data.min_frames, **options)
     manifest, expected = dataset.manifest, known_classes(data)
     if manifest.dataset != data.dataset or expected not in (None, len(manifest.classes)):
         raise UsageError(

@@ -4,6 +4,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from PIL.Image import Image
 from torch import Tensor, nn
 
 from vidprep.load.transforms import CropPlacement, TrainCrop
@@ -208,6 +209,12 @@ class Recipe:
                 f"model.num_frames = {baked_in}, but data.num_frames = {self.data.num_frames}; this model takes clips "
                 "of the length that it is built for, so set both"
             )
+        side = getattr(self.model, "image_size", None)
+        if side is not None and {side} != {self.data.crop, self.eval_crop}:
+            raise ValueError(
+                f"model.image_size = {side}, but crops are {self.data.crop} pixels in training and {self.eval_crop} in "
+                "evaluation; this model takes frames of the size that it is built for, so set all alike"
+            )
         if self.eval_resize < self.eval_crop:
             raise ValueError(f"eval: resize must be at least crop = {self.eval_crop} pixels, got {self.eval_resize}")
 
@@ -241,6 +248,10 @@ class Method:
     """Published state dict -> ours; pure."""
     summarise: Callable[[nn.Module, Output], dict[str, float]]
     """Method's own figures of one evaluated batch, each a mean per clip, e.g. {"gmacs_masked": 0.2}; may be {}."""
+    draw: Callable[[nn.Module, Tensor, Tensor], Image] | None = None
+    """(model, clip (t, c, h, w), the same as pixels in 0 ... 1) -> a picture of what it keeps; None: nothing to see."""
+    drawn_recipe: str = ""
+    """The recipe that is drawn when none is named."""
 
 
 def _at_least(least: int, **values: float) -> None:

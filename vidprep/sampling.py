@@ -135,7 +135,8 @@ def sample_window(
     if num_frames <= window:
         spread = np.linspace(0, num_frames, num_frames // stride)
         positions = np.concatenate([spread, np.full(num_segments - len(spread), float(num_frames))])
-        return np.clip(positions, 0, num_frames - 1).astype(np.int64)
+        clip: NDArray[np.int64] = np.clip(positions, 0, num_frames - 1).astype(np.int64)
+        return clip
     end = (num_frames + window) // 2 if rng is None else int(rng.integers(window, num_frames))
     positions = np.linspace(end - window, end, num_segments)
     return np.clip(positions, end - window, end - 1).astype(np.int64)

@@ -3,6 +3,7 @@
 from vidmodels.methods.sta.convert import convert
 from vidmodels.methods.sta.cost import summarise
 from vidmodels.methods.sta.model import Sta, StaConfig, build
+from vidmodels.methods.sta.show import draw_kept_tokens
 from vidmodels.methods.sta.training import param_groups, training_step
 from vidmodels.types import Method
 
@@ -18,4 +19,6 @@ METHOD = Method(
     make_dynamic=lambda model: model,
     convert=convert,
     summarise=summarise,
+    draw=draw_kept_tokens,
+    drawn_recipe="sta/kinetics400_vit_large_r64",
 )
