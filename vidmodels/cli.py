@@ -63,7 +63,7 @@ def list_command(method: Annotated[str | None, typer.Argument(help="Only recipes
 @app.command()
 def show(
     recipe: Annotated[
-        str, typer.Argument(metavar="RECIPE", help="NAME, METHOD/NAME or a .toml file; with --video also METHOD.")
+        str, typer.Argument(metavar="RECIPE|METHOD", help="NAME, METHOD/NAME or a .toml file; or a method's name.")
     ],
     overrides: Overrides = None,
     video: Annotated[
@@ -74,7 +74,8 @@ def show(
         Path | None, typer.Option(metavar="RUN|CHECKPOINT", help="Of the drawn model; random ones without it.")
     ] = None,
 ) -> None:
-    """Print a recipe with all its settings, as TOML; or draw what its model keeps of a video."""
+    """Print a recipe with all its settings, as TOML, or a method's recipes; or draw what its model keeps of a video."""
+    from vidmodels.methods import METHODS
     from vidmodels.recipes import dump_recipe, load_recipe
 
     if (video is None) != (out is None):
@@ -86,6 +87,9 @@ def show(
         return
     if weights is not None:
         raise UsageError("--weights is for a picture: add --video FILE --out PNG.")
+    if recipe in METHODS and not overrides:
+        list_command(recipe)
+        return
     typer.echo(dump_recipe(load_recipe(recipe, overrides or ())), nl=False)
 
 

@@ -50,6 +50,23 @@ def test_short_video_repeats_its_first_frame() -> None:
     assert sample_segments(8, num_segments=8, short="first", rng=Extreme(high=True)).tolist() == list(range(8))
 
 
+def test_short_video_is_spread_over_the_clip() -> None:
+    assert sample_segments(3, num_segments=8, short="spread").tolist() == [0, 0, 0, 1, 1, 2, 2, 2]
+    assert sample_segments(3, num_segments=8, short="spread", rng=Extreme(high=True)).tolist() == [
+        0,
+        0,
+        0,
+        1,
+        1,
+        2,
+        2,
+        2,
+    ]
+    for n in (1, 3, 8, 20):  # what one test clip is, whatever the length
+        one_clip = sample_clips(n, num_segments=8, num_clips=1)[0]
+        assert sample_segments(n, num_segments=8, short="spread").tolist() == one_clip.tolist()
+
+
 def test_training_draws_all_segments_in_one_call_and_never_the_tail() -> None:
     low, high = Extreme(high=False), Extreme(high=True)
     assert sample_segments(23, num_segments=8, rng=low).tolist() == [0, 2, 4, 6, 8, 10, 12, 14]
