@@ -10,11 +10,13 @@ Source: Ding et al., ICCV 2023, section 3; steps a to h of the specification, se
 numbered as in this folder's README.
 """
 
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.amp import is_autocast_available
 from torch.linalg import vector_norm
 
 __all__ = ["Decision", "Stage", "choose_tokens", "gather_tokens", "stages"]
@@ -83,8 +85,9 @@ def choose_tokens(
     num_kept = size - prune_number
     if prune_number < 0 or num_kept < 1:
         raise ValueError(f"r = {prune_number} of {size} tokens in a group leaves none; lower r")
-    with torch.autocast(tokens.device.type, enabled=False):
-        importance = vector_norm(tokens, ord=1, dim=-1, dtype=_at_least_float32(tokens)).unflatten(1, (num_groups, -1))
+    with _full_precision(tokens.device.type):
+        # summed pairwise; `vector_norm` would need no copy, but its error can exchange near ties
+        importance = tokens.abs().sum(-1, dtype=_at_least_float32(tokens)).unflatten(1, (num_groups, -1))
         low, high = importance.amin(-1, keepdim=True), importance.amax(-1, keepdim=True)
         semantic = (importance - low) / (high - low)
         keys = keys.to(_at_least_float32(keys))
@@ -142,6 +145,11 @@ def _rows(x: Tensor, index: Tensor) -> Tensor:
     """x[i, index[i, j]] for (n, s, ...) and (n, k): whole rows are copied, several times faster than a gather."""
     offsets = torch.arange(len(x), device=index.device)[:, None] * x.shape[1]
     return x.flatten(0, 1).index_select(0, (index + offsets).flatten()).view(*index.shape, *x.shape[2:])
+
+
+def _full_precision(device_type: str) -> AbstractContextManager[Any]:
+    """Without autocast, where there is one (the meta device has none)."""
+    return torch.autocast(device_type, enabled=False) if is_autocast_available(device_type) else nullcontext()
 
 
 def _at_least_float32(x: Tensor) -> torch.dtype:
