@@ -64,7 +64,8 @@ def method_table() -> str:
         recipe = load_recipe(name)
         data = recipe.data
         macs, num_params = _cost(recipe)
-        cost = f"{num_params / 1e6:.2f} M | {macs / 1e9:.3g}"
+        gmacs = macs / 1e9
+        cost = f"{num_params / 1e6:.2f} M | {gmacs:.3g}" if gmacs < 1000 else f"{num_params / 1e6:.2f} M | {gmacs:.0f}"
         clip = f"{data.num_frames} x {recipe.eval_crop} x {recipe.eval_crop}"
         rows.append(f"| `{name}` | `{data.dataset}` | {clip} | {cost} | {_published(recipe.published)} |")
     return "\n".join(rows)
