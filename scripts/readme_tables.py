@@ -64,8 +64,9 @@ def method_table() -> str:
         recipe = load_recipe(name)
         data = recipe.data
         macs, num_params = _cost(recipe)
-        cost = f"{num_params / 1e6:.2f} M | {macs / 1e9:.3g}"
-        clip = f"{data.num_frames} x {data.crop} x {data.crop}"
+        gmacs = macs / 1e9
+        cost = f"{num_params / 1e6:.2f} M | {gmacs:.3g}" if gmacs < 1000 else f"{num_params / 1e6:.2f} M | {gmacs:.0f}"
+        clip = f"{data.num_frames} x {recipe.eval_crop} x {recipe.eval_crop}"
         rows.append(f"| `{name}` | `{data.dataset}` | {clip} | {cost} | {_published(recipe.published)} |")
     return "\n".join(rows)
 
@@ -82,7 +83,7 @@ def _cost(recipe: Recipe) -> tuple[int, int]:
         num_classes = info.num_classes
     with torch.device("meta"):
         model = METHODS[recipe.method].build(recipe.model, num_classes)
-        clip = torch.empty(1, data.num_frames, 3, data.crop, data.crop)
+        clip = torch.empty(1, data.num_frames, 3, recipe.eval_crop, recipe.eval_crop)
     cost = count_cost(model.eval(), clip)
     return cost.macs, cost.num_params
 

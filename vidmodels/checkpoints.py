@@ -1,5 +1,6 @@
 """Weights on disk: read others' and our own without executing anything, rename, load strictly, save atomically."""
 
+import argparse
 import os
 import pickle
 import re
@@ -7,6 +8,7 @@ import warnings
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import IO, Any
 
@@ -21,16 +23,24 @@ from vidprep.errors import UsageError, VidprepError
 __all__ = [
     "CheckpointError",
     "TrainingState",
+    "check_blocks",
     "load_checkpoint",
     "load_into",
     "load_training",
+    "present_lines",
     "read_metadata",
     "rename",
     "save_training",
     "save_weights",
+    "without_wrapper",
     "write_atomically",
 ]
 
+WRAPPER = "module."
+"""What DataParallel puts before every name."""
+
+WEIGHTS_KEYS = ("state_dict", "module", "model")
+"""Under which a training state holds its weights."""
 PICKLED = (".pth", ".pt", ".pth.tar", ".ckpt", ".bin")
 ZIP_MAGIC = b"PK\x03\x04"
 
@@ -57,8 +67,9 @@ class TrainingState:
 
 
 def load_checkpoint(path: Path) -> dict[str, Tensor]:
-    """The state dict of a `.safetensors` file or of a PyTorch file, on the CPU; `{"state_dict": ...}` is unwrapped.
+    """The state dict of a `.safetensors` file or of a PyTorch file, on the CPU.
 
+    A training state that holds it under "state_dict", "module" (DeepSpeed) or "model" is unwrapped, in this order.
     Nothing else is changed: prefixes such as `module.` are the converters' business.
 
     Raises:
@@ -78,8 +89,8 @@ def load_checkpoint(path: Path) -> dict[str, Tensor]:
     if not path.name.endswith(PICKLED):
         raise UsageError(f"{path}: expected a file ending in .safetensors, {', '.join(PICKLED)}.")
     content = _unpickle(path)
-    if isinstance(content, dict) and isinstance(content.get("state_dict"), dict):
-        content = content["state_dict"]
+    if isinstance(content, dict):
+        content = next((content[key] for key in WEIGHTS_KEYS if isinstance(content.get(key), dict)), content)
     if not isinstance(content, dict) or not content:
         raise CheckpointError(f"{path}: expected a state dict (names -> tensors), found {_describe(content)}.")
     others = [str(key) for key, value in content.items() if not (isinstance(key, str) and isinstance(value, Tensor))]
@@ -99,7 +110,9 @@ def _unpickle(path: Path) -> Any:
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="Detected pickle protocol")  # the error below says it better
-            return torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
+            # Training states bring their settings as a Namespace, which only holds values.
+            with torch.serialization.safe_globals([argparse.Namespace]):
+                return torch.load(path, map_location="cpu", weights_only=True, mmap=is_zip)
     except pickle.UnpicklingError as error:
         asked = re.search(r"GLOBAL ([\w.]+)", str(error))
         wish = f"it asks for {asked[1]}" if asked else "it holds more than tensors"
@@ -166,6 +179,42 @@ def rename(state: Mapping[str, Tensor], table: Mapping[str, str | None]) -> dict
     if faults:
         raise CheckpointError(f"not a checkpoint of the expected layout: {'; '.join(faults)}.")
     return renamed
+
+
+def without_wrapper(state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """The state dict without the `module.` of DataParallel, where every name has it."""
+    if not state or not all(key.startswith(WRAPPER) for key in state):
+        return state
+    return {key.removeprefix(WRAPPER): tensor for key, tensor in state.items()}
+
+
+def present_lines(table: Mapping[str, str | None], state: Mapping[str, Tensor]) -> dict[str, str | None]:
+    """The lines of a table for `rename` that fit at least one entry."""
+    return {old: new for old, new in table.items() if any(fnmatchcase(key, old.replace("{}", "*")) for key in state)}
+
+
+def check_blocks(converted: Mapping[str, Tensor], pattern: str) -> None:
+    """Every block has the entries that the others have: `rename` alone only sees that some block has each.
+
+    Args:
+        converted: our name -> tensor.
+        pattern: of the names that blocks share, with three groups: what is before the block, the block, what is after;
+            names that do not fit are not looked at.
+
+    Raises:
+        CheckpointError: names what is missing.
+    """
+    blocks: dict[str, set[str]] = {}
+    for name in converted:
+        if match := re.fullmatch(pattern, name):
+            blocks.setdefault(match[2], set()).add(match[1] + "{}" + match[3])
+    everywhere = sorted(set().union(*blocks.values()))
+    missing = [name.format(block) for block, names in blocks.items() for name in everywhere if name not in names]
+    if missing:
+        raise CheckpointError(
+            f"not a checkpoint of the expected layout: {len(missing)} entries missing that other blocks have, in our "
+            f"names such as {_some(missing)}."
+        )
 
 
 def load_into(model: nn.Module, state: Mapping[str, Tensor], source: Path | str) -> None:

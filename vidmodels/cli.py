@@ -61,10 +61,35 @@ def list_command(method: Annotated[str | None, typer.Argument(help="Only recipes
 
 
 @app.command()
-def show(recipe: RecipeArgument, overrides: Overrides = None) -> None:
-    """Print a recipe with all its settings, as TOML."""
+def show(
+    recipe: Annotated[
+        str, typer.Argument(metavar="RECIPE|METHOD", help="NAME, METHOD/NAME or a .toml file; or a method's name.")
+    ],
+    overrides: Overrides = None,
+    video: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Draw what the model keeps of this video, instead.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(metavar="PNG", help="Where the picture goes.")] = None,
+    weights: Annotated[
+        Path | None, typer.Option(metavar="RUN|CHECKPOINT", help="Of the drawn model; random ones without it.")
+    ] = None,
+) -> None:
+    """Print a recipe with all its settings, as TOML, or a method's recipes; or draw what its model keeps of a video."""
+    from vidmodels.methods import METHODS
     from vidmodels.recipes import dump_recipe, load_recipe
 
+    if (video is None) != (out is None):
+        raise UsageError("a picture needs both --video FILE and --out PNG.")
+    if video is not None and out is not None:
+        from vidmodels.show import draw_video
+
+        typer.echo(draw_video(recipe, video, out, weights=weights, overrides=overrides or ()))
+        return
+    if weights is not None:
+        raise UsageError("--weights is for a picture: add --video FILE --out PNG.")
+    if recipe in METHODS and not overrides:
+        list_command(recipe)
+        return
     typer.echo(dump_recipe(load_recipe(recipe, overrides or ())), nl=False)
 
 
@@ -171,12 +196,12 @@ def cost(
     loaded = load_recipe(recipe, overrides or ())
     figures, by_operator = _count(loaded, num_classes)
     published = loaded.published
-    known = {
-        "parameters": published.num_params if published else None,
-        "GMACs per clip": published.gmacs if published else None,
-    }
-    data = loaded.data
-    typer.echo(f"{loaded.method}/{loaded.name}: one clip of {data.num_frames} frames, {data.crop} x {data.crop}")
+    known: dict[str, float | None] = {}
+    if published is not None:
+        figure = f"{published.gmacs_figure} (random weights)" if published.gmacs_figure else "GMACs per clip"
+        known = {"parameters": published.num_params, figure: published.gmacs}
+    data, side = loaded.data, loaded.eval_crop
+    typer.echo(f"{loaded.method}/{loaded.name}: one clip of {data.num_frames} frames, {side} x {side}")
     rows = [["", "ours", "published", "difference"]]
     for name, ours in figures.items():
         theirs = known.get(name)
@@ -225,7 +250,7 @@ def _count(recipe: "Recipe", num_classes: int | None) -> tuple[dict[str, float],
         )
     torch.manual_seed(0)
     model = method.build(recipe.model, num_classes).eval()
-    clip = torch.randn(1, recipe.data.num_frames, 3, recipe.data.crop, recipe.data.crop)
+    clip = torch.randn(1, recipe.data.num_frames, 3, recipe.eval_crop, recipe.eval_crop)
     trainable = count_cost(model, clip)
     figures: dict[str, float] = {"parameters": trainable.num_params, "GMACs per clip": trainable.macs / 1e9}
     dynamic = method.make_dynamic(model)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from vidmodels.cost import LatencyStats, compare_latency, counting_macs
-from vidmodels.data import open_split
+from vidmodels.data import open_test_split
 from vidmodels.evaluate import Result, choose_device, classify
 from vidmodels.methods import METHODS
 from vidmodels.runs import Run, load_model
@@ -201,7 +201,7 @@ def compare_runs(
         folder = data or run.data
         if folder is None:
             raise UsageError(f"{run.weights}: say with --data which shards to evaluate on.")
-        dataset = open_split(recipe, folder, split or recipe.data.val_split, train=False)
+        dataset = open_test_split(recipe, folder, split or recipe.data.val_split)
         num_classes = len(dataset.manifest.classes)
         model = load_model(run, num_classes=num_classes, device=chosen)
         forms = {"trainable": model}
@@ -220,6 +220,7 @@ def compare_runs(
                     summarise=method.summarise,
                     renumber_present_classes=recipe.eval.renumber_present_classes,
                     keep_masks=len(forms) > 1,
+                    clips_per_call=recipe.eval.clips_per_call,
                     device=chosen,
                     description=f"{run.name} {name}",
                 )
@@ -241,8 +242,8 @@ def compare_runs(
     num_videos = len(results[-1]["trainable"][0].video_id)
     heading = (
         f"{last.data.dataset} {split or last.data.val_split}: {num_videos} videos x "
-        f"{last.eval.num_clips * last.eval.num_crops} views, {last.data.num_frames} frames of {last.data.crop} x "
-        f"{last.data.crop}; timed on {_say(chosen)}, {timed_clips} clip{'s' if timed_clips > 1 else ''} a call, float32"
+        f"{last.eval.num_clips * last.eval.num_crops} views, {last.data.num_frames} frames of {last.eval_crop} x "
+        f"{last.eval_crop}; timed on {_say(chosen)}, {timed_clips} clip{'s' if timed_clips > 1 else ''} a call, float32"
     )
     return Comparison(runs=scored, timed_clips=timed_clips, heading=heading)
 

@@ -68,6 +68,7 @@ def classify(
     summarise: Callable[[nn.Module, Output], Mapping[str, float]] | None = None,
     renumber_present_classes: bool = False,
     keep_masks: bool = False,
+    clips_per_call: int | None = None,
     device: torch.device | str = "cpu",
     description: str = "evaluate",
 ) -> Result:
@@ -82,6 +83,7 @@ def classify(
         summarise: the method's figures of a batch, means per clip; (model, output) -> {name: value}.
         renumber_present_classes: see `metrics.mean_average_precision`.
         keep_masks: keep which gates were open in each clip.
+        clips_per_call: the model sees at most so many at once; None: all views of a batch.
         device: where the model is.
         description: of the progress display.
 
@@ -100,8 +102,16 @@ def classify(
         with torch.no_grad():
             for batch in track(loader, description=description):
                 batch_size, num_views = batch.frames.shape[:2]
-                output: Output = model(batch.frames.to(device, non_blocking=True).flatten(0, 1))
-                logits = output.logits.double().cpu().reshape(batch_size, num_views, -1)
+                clips = batch.frames.flatten(0, 1)
+                calls = []
+                for part in torch.split(clips, clips_per_call or len(clips)):
+                    output: Output = model(part.to(device, non_blocking=True))
+                    calls.append(output.logits.double().cpu())
+                    if keep_masks and "masks" in output.aux:
+                        masks.append(np.packbits(output.aux["masks"].flatten(1).cpu().numpy() > 0, axis=1))
+                    for name, value in (summarise(model, output) if summarise else {}).items():
+                        sums[name] = sums.get(name, 0.0) + value * len(part)
+                logits = torch.cat(calls).view(batch_size, num_views, -1)
                 if logits.shape[-1] != num_classes:
                     raise UsageError(f"the model has {logits.shape[-1]} classes, the data have {num_classes}.")
                 if not logits.isfinite().all():
@@ -116,10 +126,6 @@ def classify(
                 labels.append(batch.labels)
                 video_id += batch.video_id
                 num_clips += batch_size * num_views
-                if keep_masks and "masks" in output.aux:
-                    masks.append(np.packbits(output.aux["masks"].flatten(1).cpu().numpy() > 0, axis=1))
-                for name, value in (summarise(model, output) if summarise else {}).items():
-                    sums[name] = sums.get(name, 0.0) + value * batch_size * num_views
     finally:
         model.train(was_training)
     if not video_id:

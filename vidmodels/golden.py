@@ -22,6 +22,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from vidmodels.methods.sta import golden as sta_golden
+from vidmodels.methods.tam import golden as tam_golden
 from vidmodels.methods.taps import golden as taps_golden
 from vidprep.errors import UsageError, VidprepError, suggest
 
@@ -34,6 +36,8 @@ Component = Callable[[Mapping[str, Any], Mapping[str, Any], dict[str, Tensor], C
 
 COMPONENTS: Mapping[str, Mapping[str, Component]] = {
     "taps": taps_golden.COMPONENTS,
+    "sta": sta_golden.COMPONENTS,
+    "tam": tam_golden.COMPONENTS,
 }
 """Method -> component -> the function that runs it."""
 

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-__all__ = ["mean_average_precision", "topk_accuracy"]
+__all__ = ["first_label", "mean_average_precision", "topk_accuracy"]
 
 
 def topk_accuracy(scores: Tensor, labels: Tensor, k: int) -> float:
@@ -63,3 +63,22 @@ def mean_average_precision(
     precision = hits.cumsum(0) / ranks
     average = 100.0 * (precision * hits).sum(0) / targets.sum(0).clamp(min=1.0)
     return float(average.mean()), average
+
+
+def first_label(labels: Tensor) -> Tensor:
+    """(n,) class indices: as given, or the smallest class of each row of zeros and ones (n, k).
+
+    What single-label methods train multi-label data with, and what their top-k is of.
+
+    Source: the published code of TAPS.
+
+    Raises:
+        ValueError: a row without a label.
+    """
+    if labels.ndim == 1:
+        return labels
+    present = labels > 0
+    if not present.any(1).all():
+        raise ValueError("a training clip has no label; leave unlabelled videos out of the training split")
+    classes = torch.arange(labels.shape[1], device=labels.device)
+    return torch.where(present, classes, labels.shape[1]).amin(1)

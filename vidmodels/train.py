@@ -24,10 +24,11 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.utils import clip_grad_norm_
 
 from vidmodels.checkpoints import (
+    CheckpointError,
     TrainingState,
     load_checkpoint,
     load_into,
@@ -66,6 +67,15 @@ class LoadsImageNet(Protocol):
 
     def load_imagenet(self) -> None:
         """Fetch and load them."""
+        ...
+
+
+@runtime_checkable
+class CompletesWeights(Protocol):
+    """A model that can start from weights which lack some of its entries."""
+
+    def initial_weights(self, state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], list[str]]:
+        """(given weights, those it adds included; names of what starts afresh)."""
         ...
 
 
@@ -206,7 +216,7 @@ def _prepare(recipe: Recipe, settings: Train, *, num_classes: int, device: torch
             raise UsageError(f"train.init = 'imagenet': {method.name} has no ImageNet weights; give a file or 'none'.")
         model.load_imagenet()
     elif settings.init != "none":
-        load_into(model, load_checkpoint(Path(settings.init)), settings.init)
+        _start_from(Path(settings.init), model, method)
     model.to(device)
     groups = method.param_groups(model, settings)
     if settings.optimizer == "sgd":
@@ -223,6 +233,21 @@ def _prepare(recipe: Recipe, settings: Train, *, num_classes: int, device: torch
         scaler=torch.amp.GradScaler("cuda", enabled=settings.amp == "fp16" and device.type == "cuda"),
         device=device,
     )
+
+
+def _start_from(path: Path, model: nn.Module, method: Method) -> None:
+    """Load initial weights, ours or published ones, and say what starts afresh all the same."""
+    state = load_checkpoint(path)
+    if path.suffix != ".safetensors" and set(state) != set(model.state_dict()):
+        try:
+            state = method.convert(state)
+        except CheckpointError as error:
+            raise CheckpointError(f"{path}: {error}") from error
+    if isinstance(model, CompletesWeights):
+        state, fresh = model.initial_weights(state)
+        if fresh:
+            logger.info("%s: these start afresh: %s", path, ", ".join(fresh))
+    load_into(model, state, path)
 
 
 def _run_epochs(
@@ -251,7 +276,7 @@ def _run_epochs(
             )
             record: dict[str, Any] = {
                 "epoch": epoch,
-                "lr": settings.lr * learning_rate_factor(settings, epoch),
+                "lr": settings.lr * learning_rate_factor(settings, epoch, steps_per_epoch=len(train_loader)),
                 "train": terms,
                 "val": result.metrics,
                 "seconds": time.perf_counter() - started,
@@ -291,7 +316,7 @@ def _train_epoch(parts: Parts, loader: Loader, epoch: int) -> dict[str, float]:
     description = f"epoch {epoch + 1}/{settings.epochs} {parts.recipe.data.train_split}"
     for step, batch in enumerate(track(loader, description=description, total=steps)):
         position = epoch + step / steps
-        factor = learning_rate_factor(settings, position)
+        factor = learning_rate_factor(settings, position, steps_per_epoch=steps)
         for group, rate in zip(optimizer.param_groups, parts.initial_rates, strict=True):
             group["lr"] = rate * factor
         with autocast:

@@ -4,9 +4,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from PIL.Image import Image
 from torch import Tensor, nn
 
+from vidprep.load.transforms import CropPlacement, TrainCrop
 from vidprep.load.types import Batch
+from vidprep.sampling import ClipPlacement, Sampler, Short
 
 __all__ = ["Batch", "Cost", "Data", "Eval", "Method", "Output", "Published", "Recipe", "Train"]
 
@@ -41,15 +44,32 @@ class Data:
     """k; None: as vidprep knows it of the data set, or as the shards say."""
     train_split: str = "train"
     val_split: str = "val"
-    train_sampler: Literal["segments", "dense"] = "segments"
+    train_sampler: Sampler = "segments"
+    """How one clip is taken, in evaluation too: see `vidprep.sampling`."""
     dense_window: int = 64
-    """Frames that a dense clip spans; its stride is window // t."""
-    short: Literal["first", "last"] = "last"
-    """Frame that fills up videos shorter than the clip."""
+    """Frames that a clip of "dense" and "window" spans; its stride is window // t."""
+    short: Short = "last"
+    """What fills up videos shorter than the clip: see `vidprep.sampling.sample_segments`."""
+    min_frames: int = 1
+    """Videos with fewer frames are left out, and counted in the log."""
+    class_order: Literal["official", "sorted"] = "official"
+    """How the model's classes are numbered: as the shards' are, or by name."""
+    flip_pairs: tuple[tuple[int, int], ...] | None = None
+    """Classes, numbered as the model's, that a flip turns into each other; None: as the shards say."""
     resize: int
     """Short side in pixels before the evaluation crop."""
     crop: int
     """Side of the square that the model sees."""
+    antialias: bool = True
+    """Resize as PIL does before the evaluation crop; off: as OpenCV."""
+    train_crop: TrainCrop = "multi_scale"
+    """How training crops: see `vidprep.load.transforms.TrainTransform`."""
+    num_repeats: int = 1
+    """Training views of a clip, each changed and cropped anew (repeated augmentation); the batch grows by them."""
+    rand_augment: str = ""
+    """Training operations in timm's notation, such as "rand-m7-n4-mstd0.5-inc1"; "" applies none."""
+    random_erasing: float = 0.0
+    """Probability that a box of a training clip is filled with noise."""
     train_scales: tuple[float, ...] = (1.0, 0.875, 0.75, 0.66)
     """Multi-scale crop: fractions of the short side."""
     max_aspect_step: int = 1
@@ -61,6 +81,7 @@ class Data:
 
     def __post_init__(self) -> None:
         _at_least(1, num_frames=self.num_frames, dense_window=self.dense_window, crop=self.crop)
+        _at_least(1, min_frames=self.min_frames)
         if self.num_classes is not None:
             _at_least(1, num_classes=self.num_classes)
         if self.resize < self.crop:
@@ -82,33 +103,57 @@ class Train:
     optimizer: Literal["sgd", "adamw"] = "sgd"
     momentum: float = 0.9
     weight_decay: float = 1e-4
-    schedule: Literal["step", "cosine"] = "step"
+    schedule: Literal["step", "cosine", "cosine_steps"] = "step"
+    """"step" and "cosine" change between epochs; "cosine_steps" with every step, down to `min_lr`."""
     lr_milestones: tuple[int, ...] = ()
     """Epochs (from 0) at which a step schedule divides the rate by 10."""
     warmup_epochs: int = 0
     """Epochs over which the rate rises linearly from 0."""
+    min_lr: float = 0.0
+    """Where a "cosine_steps" schedule ends."""
+    lr_batch_size: int | None = None
+    """`lr` and `min_lr` are for steps of this many clips, and scaled by batch_size / lr_batch_size; None: as given."""
     clip_grad: float | None = None
     """Largest L2 norm of the whole gradient."""
     seed: int = 1007
     amp: Literal["none", "bf16", "fp16"] = "none"
     """Autocast precision on a GPU."""
     init: str = "none"
-    """Initial weights: "none", "imagenet" (torchvision's ResNet weights) or a checkpoint file."""
+    """Initial weights: "none", "imagenet" (torchvision's ResNet weights) or a checkpoint file, ours or published."""
 
     def __post_init__(self) -> None:
         _at_least(1, epochs=self.epochs, batch_size=self.batch_size)
         _at_least(0, momentum=self.momentum, weight_decay=self.weight_decay, warmup_epochs=self.warmup_epochs)
         if not self.lr > 0 or (self.clip_grad is not None and not self.clip_grad > 0):
             raise ValueError(f"lr and clip_grad must be above 0, got {self.lr} and {self.clip_grad}")
+        if self.lr_batch_size is not None:
+            _at_least(1, lr_batch_size=self.lr_batch_size)
+        if not 0 <= self.min_lr <= self.lr:
+            raise ValueError(f"min_lr lies between 0 and lr = {self.lr}, got {self.min_lr}")
+        if self.min_lr and self.schedule != "cosine_steps":
+            raise ValueError(f'min_lr is for schedule = "cosine_steps"; "{self.schedule}" does not read it')
 
 
 @dataclass(frozen=True, kw_only=True)
 class Eval:
-    """How a video is scored."""
+    """How a video is scored by `vidmodels eval`. While training, one clip and its centre crop stand for a video."""
 
     num_clips: int = 1
     num_crops: int = 1
+    clip_placement: ClipPlacement = "even"
+    """Where several clips lie: see `vidprep.sampling.sample_clips`."""
+    crop_placement: CropPlacement = "along_longer_side"
+    """Where three crops lie: see `vidprep.load.transforms.EvalTransform`."""
+    resize: int | None = None
+    """Short side in pixels; None: as `data.resize`."""
+    crop: int | None = None
+    """Side of the square that the model sees; None: as `data.crop`."""
+    short: Short | None = None
+    """What fills up videos shorter than the clip where `num_clips` is 1; None: as `data.short`."""
     batch_size: int = 32
+    """Videos of a batch."""
+    clips_per_call: int = 64
+    """The model sees at most so many clips at once, however many views a batch of videos has."""
     average: Literal["logits", "probabilities"] = "logits"
     """What is averaged over the views of a video."""
     metric: Literal["top1", "map"] = "top1"
@@ -120,6 +165,8 @@ class Eval:
 
     def __post_init__(self) -> None:
         _at_least(1, num_clips=self.num_clips, num_crops=self.num_crops, batch_size=self.batch_size)
+        _at_least(1, clips_per_call=self.clips_per_call)
+        _at_least(1, **{name: side for name in ("resize", "crop") if (side := getattr(self, name)) is not None})
         _at_least(0, best_from_epoch=self.best_from_epoch)
 
 
@@ -132,6 +179,8 @@ class Published:
     map: float | None = None
     gmacs: float | None = None
     """Multiply-accumulates in 1e9, per video or as `convention` says."""
+    gmacs_figure: str = ""
+    """Which of the figures of `Method.summarise` counts in that convention; "": all MACs that run."""
     convention: str = ""
     num_params: int | None = None
     checkpoint: str = ""
@@ -153,6 +202,32 @@ class Recipe:
     eval: Eval = field(default_factory=Eval)
     published: Published | None = None
 
+    def __post_init__(self) -> None:
+        baked_in = getattr(self.model, "num_frames", self.data.num_frames)
+        if baked_in != self.data.num_frames:
+            raise ValueError(
+                f"model.num_frames = {baked_in}, but data.num_frames = {self.data.num_frames}; this model takes clips "
+                "of the length that it is built for, so set both"
+            )
+        side = getattr(self.model, "image_size", None)
+        if side is not None and {side} != {self.data.crop, self.eval_crop}:
+            raise ValueError(
+                f"model.image_size = {side}, but crops are {self.data.crop} pixels in training and {self.eval_crop} in "
+                "evaluation; this model takes frames of the size that it is built for, so set all alike"
+            )
+        if self.eval_resize < self.eval_crop:
+            raise ValueError(f"eval: resize must be at least crop = {self.eval_crop} pixels, got {self.eval_resize}")
+
+    @property
+    def eval_resize(self) -> int:
+        """Short side in pixels when a video is scored."""
+        return self.eval.resize or self.data.resize
+
+    @property
+    def eval_crop(self) -> int:
+        """Side in pixels of the square that the model sees when a video is scored."""
+        return self.eval.crop or self.data.crop
+
 
 @dataclass(frozen=True, kw_only=True)
 class Method:
@@ -173,6 +248,10 @@ class Method:
     """Published state dict -> ours; pure."""
     summarise: Callable[[nn.Module, Output], dict[str, float]]
     """Method's own figures of one evaluated batch, each a mean per clip, e.g. {"gmacs_masked": 0.2}; may be {}."""
+    draw: Callable[[nn.Module, Tensor, Tensor], Image] | None = None
+    """(model, clip (t, c, h, w), the same as pixels in 0 ... 1) -> a picture of what it keeps; None: nothing to see."""
+    drawn_recipe: str = ""
+    """The recipe that is drawn when none is named."""
 
 
 def _at_least(least: int, **values: float) -> None:

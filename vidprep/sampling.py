@@ -12,7 +12,16 @@ from typing import Any, Literal, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-__all__ = ["RandomIntegers", "frames_between", "sample_clips", "sample_dense", "sample_segments"]
+__all__ = ["ClipPlacement", "RandomIntegers", "Sampler", "Short", "frames_between", "sample_clips", "sample_dense"]
+__all__ += ["sample_segments", "sample_window"]
+
+Sampler = Literal["segments", "dense", "window"]
+"""How one clip is taken: `sample_segments`, `sample_dense`, `sample_window`."""
+ClipPlacement = Literal["even", "interleaved"]
+"""Where several clips of a video lie: see `sample_clips`."""
+
+Short = Literal["first", "last", "spread"]
+"""What fills up a video that is shorter than the clip: see `sample_segments`."""
 
 
 class RandomIntegers(Protocol):
@@ -27,7 +36,7 @@ def sample_segments(
     num_frames: int,
     *,
     num_segments: int,
-    short: Literal["first", "last"] = "first",
+    short: Short = "first",
     rng: RandomIntegers | None = None,
 ) -> NDArray[np.int64]:
     """Index of one frame from each of `num_segments` equal parts of a video, (t,).
@@ -40,13 +49,14 @@ def sample_segments(
 
         short="last"    3 frames, 8 segments -> 0 1 2 2 2 2 2 2
         short="first"   3 frames, 8 segments -> 0 0 0 0 0 0 0 0
+        short="spread"  3 frames, 8 segments -> 0 0 0 1 1 2 2 2    the centres, as in any other video
 
     Too short means n < t; with short="first", evaluation also repeats frame 0 at n = t, as its source does.
 
     Args:
         num_frames: n, frames in the video, at least 1.
         num_segments: t, the length of the clip.
-        short: what fills up short videos, "last" as in TAPS, or "first" as in TSM and TAM.
+        short: what fills up short videos: "last" as in TAPS, "first" as in TSM and TAM, "spread" as in TAM's tests.
         rng: source of random numbers; None for evaluation.
 
     Raises:
@@ -58,6 +68,8 @@ def sample_segments(
     _check(num_frames, num_segments)
     last_too_short = num_segments if short == "first" and rng is None else num_segments - 1
     if num_frames <= last_too_short:
+        if short == "spread":
+            return _centres(num_frames, num_segments)
         ramp = np.arange(num_segments, dtype=np.int64)
         return np.minimum(ramp, num_frames - 1) if short == "last" else np.zeros_like(ramp)
     if rng is None:
@@ -96,13 +108,48 @@ def sample_dense(
     return (start + stride * np.arange(num_segments, dtype=np.int64)) % num_frames
 
 
+def sample_window(
+    num_frames: int, *, num_segments: int, window: int, rng: RandomIntegers | None = None
+) -> NDArray[np.int64]:
+    """Frames spread over one window of a video, both its ends included, (t,): uneven steps of window / (t - 1).
+
+        window 64, 16 frames, start 0:   0 4 8 12 17 21 25 29 34 38 42 46 51 55 59 63
+
+    With `rng` the window starts anywhere (training), without it in the middle. A video that is no longer than the
+    window is spread over n // (window // t) frames, and its last frame fills up the clip.
+
+    Args:
+        num_frames: n, frames in the video, at least 1.
+        num_segments: t, the length of the clip.
+        window: frames that the clip spans, at least t.
+        rng: source of random numbers; None for evaluation.
+
+    Raises:
+        ValueError: `num_frames` or `num_segments` is below 1, or the window is shorter than the clip.
+
+    Source: VideoMAE, `kinetics.py::VideoClsDataset.loadvideo_decord`, training. Ends lie in [window, n), so the very
+    last frame begins no clip.
+    """
+    _check(num_frames, num_segments)
+    stride = _stride(num_segments, window)
+    if num_frames <= window:
+        spread = np.linspace(0, num_frames, num_frames // stride)
+        positions = np.concatenate([spread, np.full(num_segments - len(spread), float(num_frames))])
+        clip: NDArray[np.int64] = np.clip(positions, 0, num_frames - 1).astype(np.int64)
+        return clip
+    end = (num_frames + window) // 2 if rng is None else int(rng.integers(window, num_frames))
+    positions = np.linspace(end - window, end, num_segments)
+    return np.clip(positions, end - window, end - 1).astype(np.int64)
+
+
 def sample_clips(
     num_frames: int,
     *,
     num_segments: int,
     num_clips: int,
-    sampler: Literal["segments", "dense"] = "segments",
+    sampler: Sampler = "segments",
     window: int = 64,
+    placement: ClipPlacement = "even",
 ) -> NDArray[np.int64]:
     """Several clips of one video for testing, (clips, t), spread evenly over where a clip can start.
 
@@ -110,6 +157,8 @@ def sample_clips(
         segments, N clips   clip j begins at the j-th of N even steps through the first part, 0 ... tick - 1
         dense, 1 clip       the window in the middle
         dense, N clips      the window at N even steps from the first start to the last
+        window, N clips     every (window // t)-th frame of the video, then t of these at N even steps
+        interleaved         2 clips of segments: the starts and the centres of the parts, sorted, then by turns
 
     Args:
         num_frames: n, frames in the video, at least 1.
@@ -117,17 +166,29 @@ def sample_clips(
         num_clips: clips of the video, at least 1.
         sampler: how one clip is taken.
         window: frames that a dense clip spans, at least t.
+        placement: "interleaved" for 2 clips of "segments"; "even" otherwise.
 
     Raises:
-        ValueError: a count is below 1, or the window of a dense clip is shorter than the clip.
+        ValueError: a count is below 1, the window of a dense clip is shorter than the clip, or a placement does not
+            go with the other arguments.
 
     Source: TAM, `ops/dataset.py`, test modes uniform-N and dense-N (one clip shorter than t frames repeats frames
-    evenly there, unlike in `sample_segments`). Starts are cut to integers towards 0.
+    evenly there, unlike in `sample_segments`). Starts are cut to integers towards 0. "window" and "interleaved":
+    VideoMAE, `kinetics.py` and `ssv2.py`, test mode.
     """
     _check(num_frames, num_segments)
     if num_clips < 1:
         raise ValueError(f"num_clips must be at least 1, got {num_clips}")
+    if placement == "interleaved" and (sampler != "segments" or num_clips != 2):
+        raise ValueError(f"interleaved clips are 2 clips of segments, got {num_clips} of {sampler}")
     steps = np.arange(num_segments, dtype=np.int64)
+    if placement == "interleaved":
+        tick = num_frames / num_segments
+        both = np.concatenate([_centres(num_frames, num_segments), (tick * steps).astype(np.int64)])
+        clips: NDArray[np.int64] = np.sort(both).reshape(num_segments, 2).T.copy()
+        return clips
+    if sampler == "window":
+        return _strided_clips(num_frames, num_segments, num_clips, stride=_stride(num_segments, window))
     if sampler == "dense":
         stride = _stride(num_segments, window)
         num_starts = _num_starts(num_frames, num_segments * stride)
@@ -176,6 +237,14 @@ def _centres(num_frames: int, num_segments: int) -> NDArray[np.int64]:
     # double precision and in this order, as int(tick / 2.0 + tick * x): other orders round some frames differently
     tick = num_frames / num_segments
     return (tick / 2 + tick * np.arange(num_segments)).astype(np.int64)
+
+
+def _strided_clips(num_frames: int, num_segments: int, num_clips: int, *, stride: int) -> NDArray[np.int64]:
+    frames = np.arange(0, num_frames, stride, dtype=np.int64)
+    frames = np.pad(frames, (0, max(num_segments - len(frames), 0)), mode="edge")
+    slack = len(frames) - num_segments
+    starts = [slack // 2] if num_clips == 1 else [int(clip * (slack / (num_clips - 1))) for clip in range(num_clips)]
+    return np.stack([frames[start : start + num_segments] for start in starts])
 
 
 def _stride(num_segments: int, window: int) -> int:

@@ -77,6 +77,14 @@ def test_show_prints_toml_that_loads_back(tmp_path: Path, capsys: pytest.Capture
     assert load_recipe(tmp_path / "mine.toml") == load_recipe("taps/toy", ["train.lr=0.5"])
 
 
+def test_show_of_a_method_lists_its_recipes(capsys: pytest.CaptureFixture[str]) -> None:
+    assert call("show", "tam") == 0
+    shown = capsys.readouterr().out
+    assert "https://arxiv.org/abs/2005.06803" in shown
+    assert "tam/something_v2_r50_8f" in shown
+    assert "taps/toy" not in shown
+
+
 def test_training_leaves_a_run_and_says_so_when_asked_again(
     runs: Path, shards: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -190,10 +198,8 @@ def test_wrong_questions_are_one_line_with_the_nearest_names(
     runs: Path, shards: Path, tmp_path: Path, complaint: Callable[..., str]
 ) -> None:
     training = ["--data", shards, "--out", tmp_path / "run"]
-    assert "no method 'tap'; did you mean taps?" in complaint(2, "train", "tap", "--recipe", "toy", *training)
-    assert "no recipe 'taps/toi'; did you mean taps/toy or taps/toy_dense?" in complaint(
-        2, "train", "taps", "--recipe", "toi", *training
-    )
+    assert "no method 'tap'; did you mean taps or tam" in complaint(2, "train", "tap", "--recipe", "toy", *training)
+    assert "no recipe 'taps/toi'; did you mean taps/toy" in complaint(2, "train", "taps", "--recipe", "toi", *training)
     assert "train.lrr: unknown key, did you mean lr?" in complaint(2, "show", "taps/toy", "--set", "train.lrr=1")
     assert "but recipe toy is for toy (8 classes)" in complaint(2, "train", "taps", "--recipe", "toy", *training)
     assert "no such folder" in complaint(2, "train", "taps", "--recipe", "toy", "--data", "nowhere", "--out", tmp_path)

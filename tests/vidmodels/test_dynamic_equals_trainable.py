@@ -8,11 +8,13 @@ import torch
 from torch import Tensor, nn
 
 from vidmodels.cost import count_cost
+from vidmodels.methods import METHODS
 from vidmodels.methods.taps import TapsConfig, build, make_dynamic
 from vidmodels.methods.taps.cost import summarise
 from vidmodels.methods.taps.dynamic import Granularity
 from vidmodels.methods.taps.model import Taps
 from vidmodels.methods.taps.policy import AttentionMode, Policy, PolicyOutput
+from vidmodels.recipes import load_recipe
 
 SMALL: dict[str, Any] = {"depths": (2, 1, 2), "widths": (8, 16, 32), "hidden_dim": 16, "num_heads": 4}
 
@@ -153,6 +155,22 @@ def test_both_forms_share_one_set_of_weights() -> None:
     expected = model(frames).logits
     assert not torch.allclose(before, expected)
     torch.testing.assert_close(dynamic(frames).logits, expected)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_the_dynamic_form_of_every_method_gives_the_trainable_ones_logits(name: str) -> None:
+    method, recipe = METHODS[name], load_recipe(f"{name}/toy")
+    model = method.build(recipe.model, 8).eval()
+    frames = torch.randn(2, recipe.data.num_frames, 3, recipe.eval_crop, recipe.eval_crop)
+    nn.init.normal_(model.get_parameter("head.weight"))
+    dynamic = method.make_dynamic(model)
+    with torch.no_grad():
+        expected, given = model(frames).logits, dynamic(frames).logits
+    assert expected.std() > 0.1
+    torch.testing.assert_close(given, expected, rtol=1e-4, atol=1e-4)
+    assert count_cost(dynamic, frames).macs <= count_cost(model, frames).macs
+    shared = {name: parameter.data_ptr() for name, parameter in model.named_parameters()}
+    assert {name: parameter.data_ptr() for name, parameter in dynamic.named_parameters()} == shared
 
 
 def test_making_the_dynamic_form_leaves_the_mode_of_the_trainable_one() -> None:

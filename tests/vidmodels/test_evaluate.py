@@ -61,6 +61,27 @@ def test_every_video_is_scored_once_in_order() -> None:
     torch.testing.assert_close(result.scores, alone.scores)
 
 
+def test_many_views_go_through_the_model_a_few_at_a_time() -> None:
+    split = fakes.FakeSplit("val", 5, num_views=6)
+    model = fakes.FakeModel(fakes.FakeConfig(), 3)
+    sizes: list[int] = []
+    model.register_forward_pre_hook(lambda _module, inputs: sizes.append(len(inputs[0])))
+
+    def evaluate(clips_per_call: int | None) -> Result:
+        return classify(
+            model,
+            make_loader(split, batch_size=2, workers=0),
+            num_classes=3,
+            clips_per_call=clips_per_call,
+            summarise=lambda _, out: {"mean_logit": float(out.logits.mean())},
+        )
+
+    whole, parts = evaluate(None), evaluate(5)
+    assert sizes == [12, 12, 6, 5, 5, 2, 5, 5, 2, 5, 1]
+    torch.testing.assert_close(parts.scores, whole.scores)
+    assert parts.summary["mean_logit"] == pytest.approx(whole.summary["mean_logit"])
+
+
 def test_the_model_comes_back_in_its_mode() -> None:
     model = Echo(2).train()
     classify(model, [batch_of([[[0.0, 1.0]]], torch.tensor([0]))], num_classes=2)

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from vidmodels.metrics import mean_average_precision, topk_accuracy
+from vidmodels.metrics import first_label, mean_average_precision, topk_accuracy
 
 
 def test_top_k_counts_the_true_class_among_the_k_highest() -> None:
@@ -73,3 +73,10 @@ def test_renumbering_changes_nothing_where_every_class_occurs(rng: np.random.Gen
     scores, targets = torch.from_numpy(rng.random((12, 4))), torch.eye(4)[[0, 1, 2, 3] * 3]
     plain, trapped = (mean_average_precision(scores, targets, renumber_present_classes=on)[0] for on in (False, True))
     assert plain == trapped
+
+
+def test_the_first_label_is_the_smallest_class() -> None:
+    assert first_label(torch.tensor([2, 0])).tolist() == [2, 0]
+    assert first_label(torch.tensor([[0.0, 1, 1], [1, 0, 1]])).tolist() == [1, 0]
+    with pytest.raises(ValueError, match="a training clip has no label"):
+        first_label(torch.zeros(1, 3))

@@ -100,7 +100,7 @@ train = { epochs = 2.5, batch_size = 4, lr = "0.1", optimizer = "adam" }
     for fault in (
         "mine.toml: 10 faults: ",
         "source: missing",
-        "data.crops: unknown key, did you mean crop?",
+        "data.crops: unknown key, did you mean crop",
         "data.crop: missing",
         "data.num_frames: Input should be a valid integer, got 'two'",
         "model.widht: unknown key, did you mean width?",

@@ -1,6 +1,6 @@
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -351,6 +351,29 @@ def test_training_starts_from_a_file_of_weights(tmp_path: Path) -> None:
         run(recipe_with(*overrides), tmp_path / "run")
     with pytest.raises(UsageError, match="fake has no ImageNet weights"):
         run(recipe_with("train.init=imagenet"), tmp_path / "run")
+
+
+class WithoutHead(fakes.FakeModel):
+    """A model whose classifier may be missing from its initial weights."""
+
+    def initial_weights(self, state: Mapping[str, torch.Tensor]) -> tuple[dict[str, torch.Tensor], list[str]]:
+        fresh = {name: tensor for name, tensor in self.state_dict().items() if name.startswith("head")}
+        return {**fresh, **state}, [name for name in fresh if name not in state]
+
+
+@pytest.mark.usefixtures("splits")
+def test_training_starts_from_published_weights_and_says_what_starts_afresh(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    use_method(monkeypatch, replace(fakes.METHOD, build=WithoutHead))
+    model = fakes.FakeModel(fakes.FakeConfig(), 3)
+    published = {f"module.{name}": tensor for name, tensor in model.state_dict().items() if "head" not in name}
+    torch.save(published, tmp_path / "encoder.pth")
+    with caplog.at_level("INFO"):
+        run(recipe_with(f"train.init={tmp_path}/encoder.pth", "train.lr=1e-20", "train.epochs=1"), tmp_path / "run")
+    assert "encoder.pth: these start afresh: head.weight, head.bias" in caplog.text
+    state = load_checkpoint(tmp_path / "run" / "last.pt")
+    torch.testing.assert_close(state["hidden.weight"], model.hidden.weight.detach(), rtol=0, atol=0)
 
 
 @pytest.mark.gpu

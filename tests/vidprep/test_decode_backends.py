@@ -1,5 +1,6 @@
 """The other decoders behind `open_video`: where they agree with the exact one, and where they do not."""
 
+import io
 import subprocess
 import sys
 from pathlib import Path
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 import simplejpeg
 from numpy.typing import NDArray
+from PIL import Image
 
 from tests.videos import SecondStream, number_image, read_number, write_numbered_video
 from vidprep.decode import BACKENDS, Backend, FrameBatch, open_video
@@ -189,6 +191,34 @@ def test_a_folder_of_jpegs_is_read_by_its_template(tmp_path: Path) -> None:
         batch = reader.get_frames_at([10, 0, 0, 4])
         assert numbers(batch) == [11, 1, 1, 5]
         assert np.allclose(batch.pts_seconds, [2, 0, 0, 0.8])
+
+
+def png(number: int) -> bytes:
+    stream = io.BytesIO()
+    Image.fromarray(number_image(number, width=64, height=48)).save(stream, "PNG")
+    return stream.getvalue()
+
+
+def test_a_folder_of_pngs_is_read_like_one_of_jpegs(tmp_path: Path) -> None:
+    for number in (1, 2, 3):
+        (tmp_path / f"img_{number:05d}.png").write_bytes(png(100 + number))
+    with open_video(tmp_path, backend="jpeg", template="img_{:05d}.png") as reader:
+        assert (reader.num_frames, reader.height, reader.width) == (3, 48, 64)
+        frames = reader.get_frames_at([2, 0, 2]).data
+        assert np.array_equal(frames[1].transpose(1, 2, 0), number_image(101, width=64, height=48))
+        assert np.array_equal(frames[0], frames[2])
+        assert [read_number(frame) for frame in frames] == [103, 101, 103]
+
+
+def test_damaged_pngs_are_named(tmp_path: Path) -> None:
+    whole = png(1)
+    with pytest.raises(CorruptVideo, match=r"frame 0 of .*: is not a JPEG or PNG"):
+        open_video([whole[:12]], backend="jpeg")
+    with (
+        open_video([whole, whole[:-40]], backend="jpeg") as reader,
+        pytest.raises(CorruptVideo, match=r"frame 1 .* is damaged"),
+    ):
+        reader.get_frames_at([1])
 
 
 def test_jpegs_without_a_rate_have_no_times() -> None:

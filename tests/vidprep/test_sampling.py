@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from vidprep.sampling import frames_between, sample_clips, sample_dense, sample_segments
+from vidprep.sampling import frames_between, sample_clips, sample_dense, sample_segments, sample_window
 
 LENGTHS = st.integers(1, 5000)
 SEGMENTS = st.integers(1, 64)
@@ -48,6 +48,23 @@ def test_short_video_repeats_its_first_frame() -> None:
     # TAM: evaluation repeats at n = t too, training does not
     assert sample_segments(8, num_segments=8, short="first").tolist() == [0] * 8
     assert sample_segments(8, num_segments=8, short="first", rng=Extreme(high=True)).tolist() == list(range(8))
+
+
+def test_short_video_is_spread_over_the_clip() -> None:
+    assert sample_segments(3, num_segments=8, short="spread").tolist() == [0, 0, 0, 1, 1, 2, 2, 2]
+    assert sample_segments(3, num_segments=8, short="spread", rng=Extreme(high=True)).tolist() == [
+        0,
+        0,
+        0,
+        1,
+        1,
+        2,
+        2,
+        2,
+    ]
+    for n in (1, 3, 8, 20):  # what one test clip is, whatever the length
+        one_clip = sample_clips(n, num_segments=8, num_clips=1)[0]
+        assert sample_segments(n, num_segments=8, short="spread").tolist() == one_clip.tolist()
 
 
 def test_training_draws_all_segments_in_one_call_and_never_the_tail() -> None:
@@ -191,3 +208,33 @@ def test_impossible_clips_are_refused() -> None:
 
 def _rng(seed: int | None) -> np.random.Generator | None:
     return None if seed is None else np.random.default_rng(seed)
+
+
+def test_a_window_is_read_from_end_to_end_in_uneven_steps() -> None:
+    clip = sample_window(300, num_segments=16, window=64, rng=np.random.default_rng(0))
+    assert set(np.diff(clip)) == {3, 4, 5} or set(np.diff(clip)) == {4, 5}
+    assert clip[-1] - clip[0] == 63
+    middle = sample_window(300, num_segments=16, window=64)
+    assert (middle[0], middle[-1]) == (118, 181)
+
+
+def test_a_video_shorter_than_the_window_ends_in_its_last_frame() -> None:
+    assert sample_window(10, num_segments=16, window=64).tolist() == [0, *([9] * 15)]
+    assert sample_window(1, num_segments=4, window=8).tolist() == [0, 0, 0, 0]
+    with pytest.raises(ValueError, match="a window of 8 frames holds no clip of 16"):
+        sample_window(100, num_segments=16, window=8)
+
+
+def test_window_clips_take_every_fourth_frame() -> None:
+    clips = sample_clips(100, num_segments=16, num_clips=5, sampler="window", window=64)
+    assert set(np.diff(clips).ravel()) == {4}
+    assert clips[:, 0].tolist() == [0, 8, 16, 24, 36]
+    assert sample_clips(100, num_segments=16, num_clips=1, sampler="window", window=64)[0, 0] == 16
+
+
+def test_interleaved_clips_share_starts_and_centres() -> None:
+    clips = sample_clips(64, num_segments=16, num_clips=2, placement="interleaved")
+    assert clips[0].tolist() == list(range(0, 64, 4))
+    assert clips[1].tolist() == list(range(2, 64, 4))
+    with pytest.raises(ValueError, match="interleaved clips are 2 clips of segments, got 3 of segments"):
+        sample_clips(64, num_segments=16, num_clips=3, placement="interleaved")

@@ -15,16 +15,28 @@ from torch.nn.functional import max_pool2d, relu
 
 from vidmodels.checkpoints import CheckpointError, load_checkpoint
 
-__all__ = ["BlockShape", "Layout", "ResNet", "ResidualBlock", "Stem", "block_shapes", "load_imagenet", "size_after"]
+__all__ = ["DEPTHS", "BlockShape", "Layout", "ResNet", "ResidualBlock", "Stem", "block_shapes", "load_imagenet"]
+__all__ += ["size_after"]
 
 Stem = Literal["conv7_pool", "conv3"]
 Layout = Literal["basic", "bottleneck"]
 
+DEPTHS: dict[str, tuple[int, ...]] = {
+    "resnet18": (2, 2, 2, 2),
+    "resnet50": (3, 4, 6, 3),
+    "resnet101": (3, 4, 23, 3),
+    "resnet152": (3, 8, 36, 3),
+}
+"""Blocks of each stage; resnet18 has basic blocks, the others bottlenecks."""
+
 IMAGENET_URLS: dict[tuple[Layout, tuple[int, ...]], str] = {
     ("basic", (2, 2, 2, 2)): "https://download.pytorch.org/models/resnet18-f37072fd.pth",
     ("bottleneck", (3, 4, 6, 3)): "https://download.pytorch.org/models/resnet50-0676ba61.pth",
+    ("bottleneck", (3, 4, 23, 3)): "https://download.pytorch.org/models/resnet101-63fe2227.pth",
+    ("bottleneck", (3, 8, 36, 3)): "https://download.pytorch.org/models/resnet152-394f9c45.pth",
 }
-"""torchvision's IMAGENET1K_V1 weights: 69.76 % and 76.13 % top-1. The second has the values of resnet50-19c8e357."""
+"""torchvision's IMAGENET1K_V1 weights: 69.76 %, 76.13 %, 77.37 % and 78.31 % top-1. The second has the values of
+resnet50-19c8e357."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -185,7 +197,7 @@ def load_imagenet(backbone: ResNet, path: Path | None = None) -> None:
     """Set a backbone's weights to torchvision's ImageNet ones; what sits in the temporal slots stays as it is.
 
     Args:
-        backbone: a ResNet-18 or -50, or any other when `path` is given.
+        backbone: a ResNet-18, -50, -101 or -152, or any other when `path` is given.
         path: a downloaded copy; None takes the one in torch's cache (`hub/checkpoints`), or fetches it there and
             checks it against the hash in its name.
 

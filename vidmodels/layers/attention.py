@@ -58,11 +58,12 @@ class MultiHeadAttention(nn.Module):
         return Attended(self.out_proj((weights @ values).transpose(1, 2).flatten(2)), weights)
 
 
-def sinusoidal_positions(length: int, width: int, *, like: Tensor) -> Tensor:
+def sinusoidal_positions(length: int, width: int, *, like: Tensor, compute: torch.dtype = torch.float32) -> Tensor:
     """(length, width): sin(p / 10000^(2i/d)) in the even columns 2i, the cosine of the same angle in 2i + 1.
 
-    Computed in float32, then brought to the type and device of `like`. Source: Vaswani et al., 2017, section 3.5.
+    Computed in the type `compute`, then brought to the type and device of `like`.
+    Source: Vaswani et al., 2017, section 3.5.
     """
-    even = torch.arange(0, width, 2, device=like.device)
+    even = torch.arange(0, width, 2, device=like.device, dtype=compute)
     angles = torch.arange(length, device=like.device)[:, None] * torch.pow(10000.0, -even / width)
     return torch.stack([angles.sin(), angles.cos()], dim=-1).flatten(1)[:, :width].to(like.dtype)

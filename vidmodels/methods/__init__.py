@@ -2,11 +2,13 @@
 
 from collections.abc import Mapping
 
-from vidmodels.methods import taps
+from vidmodels.methods import sta, tam, taps
 from vidmodels.types import Method
 
 __all__ = ["METHODS"]
 
 METHODS: Mapping[str, Method] = {
     "taps": taps.METHOD,
+    "sta": sta.METHOD,
+    "tam": tam.METHOD,
 }

@@ -23,7 +23,7 @@ def open_video(
     """Open a video for reading frames by their index.
 
     Args:
-        source: a video file or its bytes; for "jpeg" a folder of frames, or the JPEG bytes of each.
+        source: a video file or its bytes; for "jpeg" a folder of JPEG or PNG frames, or the bytes of each.
         backend: "pyav" (exact, quick on few frames, the default), "torchcodec" (exact mode), "decord" (legacy, not
             exact on every file) or "jpeg".
         template: "jpeg" only: the frames' names, such as "img_{:05d}.jpg"; None: "image_{:05d}.jpg".

@@ -1,5 +1,6 @@
-"""Frames that were extracted to JPEG files, or lie as JPEG bytes in a shard, read like a video."""
+"""Frames that were extracted to JPEG or PNG files, or lie as bytes in a shard, read like a video."""
 
+import io
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Self
 import numpy as np
 import simplejpeg
 from numpy.typing import NDArray
+from PIL import Image, UnidentifiedImageError
 
 from vidprep.decode.pyav import check_indices
 from vidprep.decode.types import FrameBatch
@@ -17,18 +19,21 @@ from vidprep.errors import CorruptVideo, MissingVideo, UsageError
 __all__ = ["JpegReader", "find_frames"]
 
 
+_PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
+
+
 class JpegReader:
-    """JPEG frames as a video: a folder of numbered files, or a list of encoded frames.
+    """JPEG (or PNG) frames as a video: a folder of numbered files, or a list of encoded frames.
 
     Args:
-        source: a folder, or the JPEG bytes of each frame in order.
-        template: of the files' names, with one number field: "img_{:05d}.jpg". Other files of the folder
-            (optical flow, lists) are not looked at.
+        source: a folder, or the bytes of each frame in order.
+        template: of the files' names, with one number field: "img_{:05d}.jpg" or "img_{:05d}.png". Other files of
+            the folder (optical flow, lists) are not looked at.
         fps: frames per second; None: `pts_seconds` are NaN.
 
     Raises:
         MissingVideo: no such folder.
-        CorruptVideo: no frames, a hole in their numbers, or a first frame that is no JPEG.
+        CorruptVideo: no frames, a hole in their numbers, or a first frame that is no image.
         UsageError: a template without a number field, or an fps that is not positive.
     """
 
@@ -75,7 +80,7 @@ class JpegReader:
 
         Raises:
             IndexError: an index outside 0 ... num_frames - 1.
-            CorruptVideo: a frame that is no sound JPEG, or of another size than the first.
+            CorruptVideo: a frame that is no sound image, or of another size than the first.
         """
         wanted = check_indices(indices, num_frames=self.num_frames, name=self._name)
         data = np.empty((len(wanted), self._height, self._width, 3), dtype=np.uint8)
@@ -92,8 +97,12 @@ class JpegReader:
                     f"the first frame {self._width}x{self._height}; fetch or extract the frames again."
                 )
             try:
-                simplejpeg.decode_jpeg(encoded, colorspace="RGB", buffer=data[place])
-            except ValueError as error:
+                if encoded.startswith(_PNG_MAGIC):
+                    with Image.open(io.BytesIO(encoded)) as image:
+                        data[place] = np.asarray(image.convert("RGB"))
+                else:
+                    simplejpeg.decode_jpeg(encoded, colorspace="RGB", buffer=data[place])
+            except (ValueError, OSError, SyntaxError) as error:  # the last is what PIL says of broken PNG chunks
                 raise CorruptVideo(f"{self._label(index)}: is damaged: {error}.") from error
             done[index] = place
         return FrameBatch(data=data.transpose(0, 3, 1, 2), pts_seconds=self._pts_seconds[wanted])
@@ -118,9 +127,12 @@ class JpegReader:
 
     def _size_of(self, index: int, encoded: bytes) -> tuple[int, int]:
         try:
+            if encoded.startswith(_PNG_MAGIC):
+                with Image.open(io.BytesIO(encoded)) as image:
+                    return image.height, image.width
             height, width, _, _ = simplejpeg.decode_jpeg_header(encoded)
-        except ValueError as error:
-            raise CorruptVideo(f"{self._label(index)}: is not a JPEG: {error}.") from error
+        except (ValueError, UnidentifiedImageError, SyntaxError) as error:
+            raise CorruptVideo(f"{self._label(index)}: is not a JPEG or PNG: {error}.") from error
         return int(height), int(width)
 
     def _label(self, index: int) -> str:

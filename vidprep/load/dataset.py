@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
-from typing import Literal, Required, TypedDict, Unpack
+from typing import Required, TypedDict, Unpack, get_args
 
 import numpy as np
 import torch
@@ -25,9 +25,19 @@ from vidprep.decode import Backend, open_video
 from vidprep.decode.types import VideoReader
 from vidprep.errors import CorruptVideo, MissingVideo, UsageError
 from vidprep.index import sample_id
-from vidprep.load.transforms import BoxMap, EvalTransform, TrainTransform
+from vidprep.load.augment import RandAugment
+from vidprep.load.transforms import BoxMap, CropPlacement, EvalTransform, TrainCrop, TrainTransform
 from vidprep.load.types import FrameTargets, Sample
-from vidprep.sampling import frames_between, sample_clips, sample_dense, sample_segments
+from vidprep.sampling import (
+    ClipPlacement,
+    Sampler,
+    Short,
+    frames_between,
+    sample_clips,
+    sample_dense,
+    sample_segments,
+    sample_window,
+)
 from vidprep.types import Box, FrameFormat, Task, Video
 
 __all__ = ["ClipDataset", "ClipOptions", "ClipSettings", "SampleMaker", "check_labels", "open_videos", "position"]
@@ -40,11 +50,18 @@ class ClipOptions(TypedDict, total=False):
     resize: Required[int]
     crop: Required[int]
     train: bool
-    sampler: Literal["segments", "dense"]
+    sampler: Sampler
     dense_window: int
-    short: Literal["first", "last"]
+    short: Short
     num_clips: int
+    clip_placement: ClipPlacement
     num_crops: int
+    crop_placement: CropPlacement
+    antialias: bool
+    num_repeats: int
+    train_crop: TrainCrop
+    rand_augment: str
+    random_erasing: float
     scales: tuple[float, ...]
     max_aspect_step: int
     flip: bool
@@ -69,15 +86,29 @@ class ClipSettings:
     """Side of the square that the model sees, in pixels."""
     train: bool = False
     """One random clip with random crop and flip; otherwise fixed clips and crops."""
-    sampler: Literal["segments", "dense"] = "segments"
+    sampler: Sampler = "segments"
     dense_window: int = 64
-    """Frames that a dense clip spans; its stride is window // t."""
-    short: Literal["first", "last"] = "last"
-    """Frame that fills up videos shorter than the clip."""
+    """Frames that a clip of "dense" and "window" spans; its stride is window // t."""
+    short: Short = "last"
+    """What fills up videos shorter than the clip, where there is one clip: see `sample_segments`."""
     num_clips: int = 1
     """Clips of a video in evaluation; training takes one."""
+    clip_placement: ClipPlacement = "even"
+    """Where several clips lie: see `sample_clips`."""
     num_crops: int = 1
     """Crops of a clip in evaluation, 1 or 3; training takes one."""
+    crop_placement: CropPlacement = "along_longer_side"
+    """Where three crops lie: see `EvalTransform`."""
+    antialias: bool = True
+    """Evaluation: resize as PIL does, or without antialias as OpenCV."""
+    num_repeats: int = 1
+    """Training: views of a clip, each changed and cropped anew (repeated augmentation)."""
+    train_crop: TrainCrop = "multi_scale"
+    """Training: how the crop is drawn: see `TrainTransform`."""
+    rand_augment: str = ""
+    """Training: operations on the frames, such as "rand-m7-n4-mstd0.5-inc1"; "" changes nothing."""
+    random_erasing: float = 0.0
+    """Training: probability that a box of the clip is filled with noise."""
     scales: tuple[float, ...] = (1.0, 0.875, 0.75, 0.66)
     """Training: sides of the crop as fractions of the short side."""
     max_aspect_step: int = 1
@@ -90,21 +121,35 @@ class ClipSettings:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name in ("num_frames", "resize", "crop", "num_clips"):
+        for name in ("num_frames", "resize", "crop", "num_clips", "num_repeats"):
             if getattr(self, name) < 1:
                 raise UsageError(f"{name} must be at least 1, got {getattr(self, name)}.")
         if self.seed < 0 or self.max_aspect_step < 0:
             raise UsageError(f"seed and max_aspect_step are 0 or more, got {self.seed} and {self.max_aspect_step}.")
-        if self.sampler not in ("segments", "dense") or self.short not in ("first", "last"):
-            raise UsageError(
-                f"sampler is 'segments' or 'dense', short is 'first' or 'last'; got {self.sampler!r}, {self.short!r}."
-            )
-        if self.sampler == "dense" and self.dense_window < self.num_frames:
+        choices = {
+            "sampler": get_args(Sampler),
+            "clip_placement": get_args(ClipPlacement),
+            "train_crop": get_args(TrainCrop),
+            "short": get_args(Short),
+            "crop_placement": get_args(CropPlacement),
+        }
+        for name, known in choices.items():
+            if getattr(self, name) not in known:
+                raise UsageError(f"{name} is one of {', '.join(known)}; got {getattr(self, name)!r}.")
+        if self.sampler != "segments" and self.dense_window < self.num_frames:
             raise UsageError(f"dense_window {self.dense_window} holds no clip of {self.num_frames} frames; widen it.")
+        if self.clip_placement == "interleaved" and (self.sampler != "segments" or self.num_clips != 2):
+            raise UsageError(
+                f'clip_placement "interleaved" is for 2 clips of segments, got {self.num_clips} of {self.sampler}.'
+            )
+        if not 0 <= self.random_erasing <= 1:
+            raise UsageError(f"random_erasing is a probability, got {self.random_erasing}.")
+        if self.rand_augment:
+            RandAugment.parse(self.rand_augment)
         if self.crop > self.resize:
             raise UsageError(f"a crop of {self.crop} px does not fit a short side of {self.resize} px; enlarge resize.")
         if self.num_crops not in (1, 3):
-            raise UsageError(f"num_crops is 1 (centre) or 3 (along the longer side), got {self.num_crops}.")
+            raise UsageError(f"num_crops is 1 (centre) or 3 (left, centre and right), got {self.num_crops}.")
         if not self.scales or not all(0 < scale <= 1 for scale in self.scales):
             raise UsageError(f"scales are fractions of the short side, above 0 and at most 1, got {self.scales}.")
         if min(self.std) <= 0:
@@ -119,7 +164,10 @@ class ClipSettings:
                 num_clips=self.num_clips,
                 sampler=self.sampler,
                 window=self.dense_window,
+                placement=self.clip_placement,
             )
+        if self.sampler == "window":
+            return sample_window(num_frames, num_segments=self.num_frames, window=self.dense_window, rng=rng)[None]
         if self.sampler == "dense":
             return sample_dense(num_frames, num_segments=self.num_frames, window=self.dense_window, rng=rng)[None]
         return sample_segments(num_frames, num_segments=self.num_frames, short=self.short, rng=rng)[None]
@@ -128,6 +176,9 @@ class ClipSettings:
         """The random transform of these settings."""
         return TrainTransform(
             crop=self.crop,
+            train_crop=self.train_crop,
+            rand_augment=RandAugment.parse(self.rand_augment) if self.rand_augment else None,
+            random_erasing=self.random_erasing,
             scales=self.scales,
             max_aspect_step=self.max_aspect_step,
             flip=self.flip,
@@ -138,7 +189,15 @@ class ClipSettings:
 
     def eval_transform(self) -> EvalTransform:
         """The fixed transform of these settings."""
-        return EvalTransform(resize=self.resize, crop=self.crop, num_crops=self.num_crops, mean=self.mean, std=self.std)
+        return EvalTransform(
+            resize=self.resize,
+            crop=self.crop,
+            num_crops=self.num_crops,
+            crop_placement=self.crop_placement,
+            antialias=self.antialias,
+            mean=self.mean,
+            std=self.std,
+        )
 
     def rng(self, epoch: int, index: int) -> np.random.Generator | None:
         """Source of what is random in sample `index` of `epoch`; None in evaluation."""
@@ -154,6 +213,16 @@ class SampleMaker:
     num_classes: int
     flip_pairs: Mapping[int, int]
     """Class -> class that a horizontal flip turns it into; of verb_noun: the verbs."""
+
+    def __post_init__(self) -> None:
+        settings = self.settings
+        if settings.train and settings.num_repeats > 1 and settings.flip and self.flip_pairs:
+            raise UsageError(
+                "num_repeats flips each view by itself, but these classes tell left from right, and a sample has one "
+                "label; set flip = false."
+            )
+        if self.task == "detection" and (settings.rand_augment or settings.random_erasing):
+            raise UsageError("rand_augment and random_erasing do not change boxes; detection needs them off.")
 
     def __call__(
         self,
@@ -192,8 +261,10 @@ class SampleMaker:
         else:
             # What a flip changes is the verb; a noun may have the same number.
             flipped, kept = (labels[:1], labels[1:]) if self.task == "verb_noun" else (labels, ())
-            clip, flipped, box_map = self.settings.train_transform(self.flip_pairs).with_map(frames, flipped, rng)
-            views, labels, box_maps = clip[None], flipped + kept, [box_map]
+            train_transform = self.settings.train_transform(self.flip_pairs)
+            changed = [train_transform.with_map(frames, flipped, rng) for _ in range(self.settings.num_repeats)]
+            views, box_maps = torch.stack([clip for clip, _, _ in changed]), [box_map for _, _, box_map in changed]
+            labels, shown = changed[0][1] + kept, shown.repeat(len(changed), 1)
         targets = None
         if boxes is not None:
             targets = [

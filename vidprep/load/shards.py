@@ -5,6 +5,7 @@ use one data set at the same time.
 """
 
 import json
+import logging
 import os
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -26,6 +27,8 @@ from vidprep.types import Box, Video
 
 __all__ = ["ShardDataset"]
 
+logger = logging.getLogger(__name__)
+
 _MAX_OPEN_SHARDS = 256
 """Shards held open; further ones are opened for each read, far below the usual limit of 1024 files."""
 
@@ -42,6 +45,7 @@ class ShardDataset(Dataset[Sample]):
         split: str | None = None,
         *,
         backend: Backend = "pyav",
+        min_frames: int = 1,
         **options: Unpack[ClipOptions],
     ) -> None:
         """Open one split.
@@ -50,6 +54,7 @@ class ShardDataset(Dataset[Sample]):
             folder: what `vidprep shard --out` wrote.
             split: may be left out where the folder holds only one.
             backend: decoder of videos; frames are always JPEG.
+            min_frames: videos with fewer frames are left out, which the log says.
             **options: the fields of `ClipSettings`.
 
         Raises:
@@ -67,6 +72,7 @@ class ShardDataset(Dataset[Sample]):
                 f"{where}: the split holds no samples ({len(self.manifest.faults)} faults); see its report."
             )
         _check_shards(self.folder, self.manifest, rows)
+        rows = _long_enough(rows, min_frames, where=where)
         self.videos = [
             Video(
                 video_id=row.video_id,
@@ -267,6 +273,21 @@ class _StoredFrames(Sequence[bytes]):
         if isinstance(index, slice):
             return [self[i] for i in range(*index.indices(len(self)))]
         return self._files.read(self._shard, int(self._offsets[index]), int(self._sizes[index]))
+
+
+def _long_enough(rows: Sequence[SampleRow], min_frames: int, *, where: str) -> list[SampleRow]:
+    kept = [row for row in rows if row.num_frames >= min_frames]
+    if not kept:
+        raise UsageError(f"{where}: none of the {len(rows)} videos has min_frames = {min_frames} frames.")
+    if len(kept) < len(rows):
+        logger.warning(
+            "%s: %d of %d videos have fewer than %d frames and are left out",
+            where,
+            len(rows) - len(kept),
+            len(rows),
+            min_frames,
+        )
+    return kept
 
 
 def _check_shards(folder: Path, manifest: Manifest, rows: Sequence[SampleRow]) -> None:

@@ -1,20 +1,28 @@
 """From decoded frames to what a model sees: crop, resize, flip, normalise; one choice for the whole clip.
 
-Frames come as uint8 (t, c, h, w) and leave as float32; resizing is torchvision's antialiased bilinear on bytes,
-which is PIL's within one grey level. A frame that already has its size is not resampled.
+Frames come as uint8 (t, c, h, w) and leave as float32; resizing is torchvision's bilinear on bytes, by default
+antialiased, which is PIL's within one grey level. A frame that already has its size is not resampled.
 """
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
+from typing import Literal
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.functional import interpolate
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
-__all__ = ["BoxMap", "EvalTransform", "TrainTransform", "crop_offsets", "multiscale_crop_sizes"]
+from vidprep.load.augment import RandAugment, erased_box, random_resized_box
+
+__all__ = ["BoxMap", "CropPlacement", "EvalTransform", "TrainCrop", "TrainTransform", "crop_offsets"]
+__all__ += ["multiscale_crop_sizes"]
+
+CropPlacement = Literal["along_longer_side", "along_longer_side_floor", "along_width"]
+TrainCrop = Literal["multi_scale", "random_resized"]
 
 # (x, y) in quarters of the slack: four corners, centre, four edge centres, four quarter points
 _OFFSET_QUARTERS = (
@@ -97,12 +105,19 @@ class BoxMap:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainTransform:
-    """A random multi-scale crop, resized to a square, flipped half the time, normalised."""
+    """RandAugment where it is on, a random crop, resized to a square, flipped half the time, normalised, erased."""
 
     crop: int
+    train_crop: TrainCrop = "multi_scale"
+    """"multi_scale": one of the fixed sizes and places of TSN; "random_resized": any box of 8 % of the area or more and
+    an aspect of 3/4 to 4/3, resized as floats without antialias (VideoMAE)."""
     scales: tuple[float, ...] = (1.0, 0.875, 0.75, 0.66)
     max_aspect_step: int = 1
     flip: bool = True
+    rand_augment: RandAugment | None = None
+    """Applied to the whole frames, before the crop."""
+    random_erasing: float = 0.0
+    """Probability that one box, the same in all frames, is filled with noise of deviation 1."""
     flip_pairs: Mapping[int, int] = field(default_factory=lambda: MappingProxyType({}))
     """Class -> class that a flip turns it into, for classes that tell left from right; others keep theirs."""
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
@@ -129,13 +144,14 @@ class TrainTransform:
     ) -> tuple[Tensor, tuple[int, ...], BoxMap]:
         """As a call, and where the boxes of the clip went."""
         height, width = frames.shape[-2:]
-        sizes = multiscale_crop_sizes(
-            width, height, scales=self.scales, max_aspect_step=self.max_aspect_step, crop=self.crop
-        )
-        crop_width, crop_height = sizes[rng.integers(len(sizes))]
-        offsets = crop_offsets(width, height, crop_width, crop_height)
-        left, top = offsets[rng.integers(len(offsets))]
-        frames = _resize(F.crop(frames, top, left, crop_height, crop_width), height=self.crop, width=self.crop)
+        if self.rand_augment is not None:
+            frames = self.rand_augment(frames, rng)
+        top, left, crop_height, crop_width = self._box(height, width, rng)
+        frames = F.crop(frames, top, left, crop_height, crop_width)
+        if self.train_crop == "random_resized":
+            frames = interpolate(frames.float(), (self.crop, self.crop), mode="bilinear", align_corners=False)
+        else:
+            frames = _resize(frames, height=self.crop, width=self.crop)
         is_flipped = self.flip and bool(rng.random() < 0.5)
         if is_flipped:
             frames = frames.flip(-1)
@@ -150,18 +166,43 @@ class TrainTransform:
             height=self.crop,
             is_flipped=is_flipped,
         )
-        return _normalise(frames, self.mean, self.std), labels, box_map
+        values = _normalise(frames, self.mean, self.std)
+        erases = self.random_erasing > 0 and rng.random() < self.random_erasing
+        if erases and (box := erased_box(self.crop, self.crop, rng)):
+            top, left, height, width = box
+            noise = rng.standard_normal((*values.shape[:2], height, width), dtype=np.float32)
+            values[..., top : top + height, left : left + width] = torch.from_numpy(noise)
+        return values, labels, box_map
+
+    def _box(self, height: int, width: int, rng: np.random.Generator) -> tuple[int, int, int, int]:
+        """(top, left, height, width) of the crop."""
+        if self.train_crop == "random_resized":
+            return random_resized_box(height, width, rng)
+        sizes = multiscale_crop_sizes(
+            width, height, scales=self.scales, max_aspect_step=self.max_aspect_step, crop=self.crop
+        )
+        crop_width, crop_height = sizes[rng.integers(len(sizes))]
+        offsets = crop_offsets(width, height, crop_width, crop_height)
+        left, top = offsets[rng.integers(len(offsets))]
+        return top, left, crop_height, crop_width
 
 
 @dataclass(frozen=True, kw_only=True)
 class EvalTransform:
-    """The short side resized, then the centre crop or three crops along the longer side, normalised."""
+    """The short side resized, then the centre crop or three crops, normalised."""
 
     resize: int
     """Short side in pixels; the long one follows, cut to an integer."""
     crop: int
     num_crops: int = 1
-    """1: centre; 3: left (or top), centre, right (or bottom)."""
+    """1: centre; 3: as `crop_placement` says."""
+    crop_placement: CropPlacement = "along_longer_side"
+    """Of three crops: "along_longer_side" left, centre, right, or of upright frames top, centre, bottom; the outer ones
+    touch the edges; "along_longer_side_floor" cuts the centre to an integer instead of rounding it (VideoMAE).
+    "along_width" left, right, centre, also of upright frames, on quarters of the slack like the
+    training crops: the right one ends up to 3 pixels short of the edge (TSN's `GroupFullResSample`, as in TSM, TAM)."""
+    antialias: bool = True
+    """Off: OpenCV's bilinear instead of PIL's."""
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)
 
@@ -169,21 +210,21 @@ class EvalTransform:
         if self.crop > self.resize:
             raise ValueError(f"a crop of {self.crop} px does not fit a short side of {self.resize} px; enlarge resize")
         if self.num_crops not in (1, 3):
-            raise ValueError(f"num_crops is 1 (centre) or 3 (along the longer side), got {self.num_crops}")
+            raise ValueError(f"num_crops is 1 (centre) or 3 (left, centre and right), got {self.num_crops}")
 
     def __call__(self, frames: Tensor) -> Tensor:
         """Transform frames (t, c, h, w) uint8 to (num_crops, t, c, crop, crop) float32."""
-        new_height, new_width = self._resized(*frames.shape[-2:])
-        frames = _resize(frames, height=new_height, width=new_width)
+        new_height, new_width = self.resized(*frames.shape[-2:])
+        frames = _resize(frames, height=new_height, width=new_width, antialias=self.antialias)
         crops = [
             _normalise(frames[..., top : top + self.crop, left : left + self.crop], self.mean, self.std)
-            for left, top in self._corners(new_width, new_height)
+            for left, top in self.corners(new_width, new_height)
         ]
         return torch.stack(crops) if len(crops) > 1 else crops[0][None]
 
     def box_maps(self, height: int, width: int) -> list[BoxMap]:
         """Where the boxes of frames of this size go, for each crop."""
-        new_height, new_width = self._resized(height, width)
+        new_height, new_width = self.resized(height, width)
         return [
             BoxMap(
                 scale_x=new_width / width,
@@ -193,28 +234,35 @@ class EvalTransform:
                 width=self.crop,
                 height=self.crop,
             )
-            for left, top in self._corners(new_width, new_height)
+            for left, top in self.corners(new_width, new_height)
         ]
 
-    def _resized(self, height: int, width: int) -> tuple[int, int]:
+    def resized(self, height: int, width: int) -> tuple[int, int]:
+        """(height, width) of a frame after resizing."""
         new_long = int(self.resize * max(height, width) / min(height, width))
         return (new_long, self.resize) if height > width else (self.resize, new_long)
 
-    def _corners(self, width: int, height: int) -> list[tuple[int, int]]:
+    def corners(self, width: int, height: int) -> list[tuple[int, int]]:
+        """Upper left corner (x, y) of each crop in a resized frame."""
         slack_x, slack_y = width - self.crop, height - self.crop
         # round() goes to even at one half, as torchvision's centre crop does
         centre = (round(slack_x / 2), round(slack_y / 2))
         if self.num_crops == 1:
             return [centre]
+        if self.crop_placement == "along_width":
+            step_x, step_y = slack_x // 4, slack_y // 4
+            return [(quarters * step_x, 2 * step_y) for quarters in (0, 4, 2)]
+        if self.crop_placement == "along_longer_side_floor":
+            centre = (slack_x // 2, slack_y // 2)
         if height > width:
             return [(centre[0], 0), centre, (centre[0], slack_y)]
         return [(0, centre[1]), centre, (slack_x, centre[1])]
 
 
-def _resize(frames: Tensor, *, height: int, width: int) -> Tensor:
+def _resize(frames: Tensor, *, height: int, width: int, antialias: bool = True) -> Tensor:
     if frames.shape[-2:] == (height, width):
         return frames
-    resized: Tensor = F.resize(frames, [height, width], interpolation=InterpolationMode.BILINEAR, antialias=True)
+    resized: Tensor = F.resize(frames, [height, width], interpolation=InterpolationMode.BILINEAR, antialias=antialias)
     return resized
 
 

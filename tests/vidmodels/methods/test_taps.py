@@ -20,7 +20,6 @@ from vidmodels.methods.taps.cost import (
 )
 from vidmodels.methods.taps.policy import AttentionMode, Policy, attention_bias
 from vidmodels.methods.taps.training import (
-    first_label,
     hard_gates_open,
     param_groups,
     sparsity_factor,
@@ -232,13 +231,6 @@ def test_sparsity_loss_forms() -> None:
     assert sparsity_loss(ratio, squared, factor=0.5).item() == pytest.approx(0.5 * 5 * 0.01)
     assert sparsity_loss(ratio, l1).item() == pytest.approx(5 * 0.1)
     assert sparsity_loss(torch.tensor(0.4), l1).item() == 0
-
-
-def test_the_first_label_is_the_smallest_class() -> None:
-    assert first_label(torch.tensor([2, 0])).tolist() == [2, 0]
-    assert first_label(torch.tensor([[0.0, 1, 1], [1, 0, 1]])).tolist() == [1, 0]
-    with pytest.raises(ValueError, match="a training clip has no label"):
-        first_label(torch.zeros(1, 3))
 
 
 def test_a_training_step_logs_its_terms_and_reaches_every_trained_parameter() -> None:

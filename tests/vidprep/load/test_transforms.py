@@ -136,6 +136,18 @@ def test_three_crops_go_along_the_longer_side() -> None:
     assert torch.equal(views, torch.stack([_normalised(upright[..., y : y + 64, :]) for y in (0, 18, 36)]))
 
 
+def test_three_crops_along_the_width_lie_on_quarters_of_the_slack() -> None:
+    frames = _columns(64, 103)  # slack 39: the right crop ends 3 pixels before the edge; the centre comes last
+    views = EvalTransform(resize=64, crop=64, num_crops=3, crop_placement="along_width")(frames)
+    assert torch.equal(views, torch.stack([_normalised(frames[..., x : x + 64]) for x in (0, 36, 18)]))
+    upright = frames.transpose(-1, -2)
+    views = EvalTransform(resize=64, crop=64, num_crops=3, crop_placement="along_width")(upright)
+    assert torch.equal(views, _normalised(upright[..., 18:82, :]).expand(3, -1, -1, -1, -1))
+    assert [
+        m.left for m in EvalTransform(resize=64, crop=56, num_crops=3, crop_placement="along_width").box_maps(64, 103)
+    ] == [0, 44, 22]
+
+
 @given(st.integers(16, 200), st.integers(16, 200), st.integers(8, 64), st.integers(0, 40), st.sampled_from([1, 3]))
 def test_evaluation_fits_any_frame(width: int, height: int, crop: int, margin: int, num_crops: int) -> None:
     frames = torch.zeros((2, 3, height, width), dtype=torch.uint8)
@@ -155,7 +167,7 @@ def test_frames_stored_channels_last_give_the_same_clip(rng: np.random.Generator
 def test_impossible_evaluation_crops_are_refused() -> None:
     with pytest.raises(ValueError, match="a crop of 65 px does not fit a short side of 64 px"):
         EvalTransform(resize=64, crop=65)
-    with pytest.raises(ValueError, match=r"num_crops is 1 \(centre\) or 3 \(along the longer side\), got 5"):
+    with pytest.raises(ValueError, match=r"num_crops is 1 \(centre\) or 3 \(left, centre and right\), got 5"):
         EvalTransform(resize=64, crop=64, num_crops=5)
 
 

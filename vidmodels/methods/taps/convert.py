@@ -1,16 +1,13 @@
 """Published TAPS checkpoints -> our names, by a table; no tensor changes."""
 
-import re
 from collections.abc import Iterable, Mapping
-from fnmatch import fnmatchcase
 
 from torch import Tensor
 
-from vidmodels.checkpoints import CheckpointError, rename
+from vidmodels.checkpoints import check_blocks, present_lines, rename, without_wrapper
 
 __all__ = ["convert"]
 
-WRAPPER = "module."
 NORM = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
 AFFINE = ("weight", "bias")
 
@@ -74,39 +71,14 @@ def convert(state: Mapping[str, Tensor], *, feed_forward: bool = False, partial:
 
     Source: specification section 5.
     """
-    if state and all(key.startswith(WRAPPER) for key in state):
-        state = {key.removeprefix(WRAPPER): tensor for key, tensor in state.items()}
+    state = without_wrapper(state)
     if feed_forward:
         required, optional = NETWORK | POLICY | FEED_FORWARD, LEFTOVERS
     else:
         required, optional = NETWORK | POLICY, LEFTOVERS | dict.fromkeys(FEED_FORWARD)
     if partial:
         required, optional = {}, required | optional
-    converted = rename(state, required | _present(optional, state))
+    converted = rename(state, required | present_lines(optional, state))
     if not partial:
-        _check_blocks(converted)
+        check_blocks(converted, r"((?:backbone|policies)\.)(layer\d+\.\d+)(\.(?!downsample).+)")
     return converted
-
-
-def _check_blocks(converted: Mapping[str, Tensor]) -> None:
-    """Every residual block has the entries that the others have; only a downsampling may be missing.
-
-    Raises:
-        CheckpointError: names what is missing.
-    """
-    blocks: dict[str, set[str]] = {}
-    for name in converted:
-        if match := re.fullmatch(r"((?:backbone|policies)\.)(layer\d+\.\d+)\.(?!downsample)(.+)", name):
-            blocks.setdefault(match[2], set()).add(match[1] + "{}." + match[3])
-    everywhere = sorted(set().union(*blocks.values()))
-    missing = [name.format(block) for block, names in blocks.items() for name in everywhere if name not in names]
-    if missing:
-        raise CheckpointError(
-            f"not a checkpoint of the expected layout: {len(missing)} entries missing that other blocks have, in our "
-            f"names such as {', '.join(missing[:3])}."
-        )
-
-
-def _present(table: Mapping[str, str | None], state: Mapping[str, Tensor]) -> dict[str, str | None]:
-    """The lines of a table that fit at least one entry."""
-    return {old: new for old, new in table.items() if any(fnmatchcase(key, old.replace("{}", "*")) for key in state)}

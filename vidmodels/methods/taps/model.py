@@ -12,15 +12,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import dropout
 
-from vidmodels.backbones.resnet import Layout, ResidualBlock, ResNet, Stem, load_imagenet
+from vidmodels.backbones.resnet import DEPTHS, Layout, ResidualBlock, ResNet, Stem, load_imagenet
 from vidmodels.layers.gumbel import GateNoise, draw_gate_noise, open_gates, straight_through_gate
 from vidmodels.layers.temporal_shift import ShiftMode, temporal_shift
 from vidmodels.methods.taps.policy import AttentionMode, Policy, PolicyOutput
 from vidmodels.types import Output
 
 __all__ = ["Gates", "Gating", "Taps", "TapsConfig", "build", "decide", "make_gates", "run_block"]
-
-DEPTHS = {"resnet18": (2, 2, 2, 2), "resnet50": (3, 4, 6, 3)}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,17 +3,16 @@
 import math
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from vidmodels.methods.taps.cost import density_ratio, dynamic_macs, network_macs
 from vidmodels.methods.taps.model import Taps, TapsConfig
+from vidmodels.metrics import first_label
 from vidmodels.types import Batch, Output, Train
 from vidprep.errors import UsageError
 
 __all__ = [
-    "first_label",
     "hard_gates_open",
     "param_groups",
     "sparsity_factor",
@@ -64,23 +63,6 @@ def batch_density_ratio(model: Taps, output: Output) -> Tensor:
     static = network_macs(config, model.num_classes, size=(side, side), num_frames=num_frames)
     masks = model.split_gates(output.aux["masks"])
     return density_ratio(dynamic_macs(actual.blocks, masks, gradient=config.sparsity_gradient), static)
-
-
-def first_label(labels: Tensor) -> Tensor:
-    """(n,) class indices: as given, or the smallest class of each row of zeros and ones (n, k).
-
-    The published code trains multi-label data with the first of their labels.
-
-    Raises:
-        ValueError: a row without a label.
-    """
-    if labels.ndim == 1:
-        return labels
-    present = labels > 0
-    if not present.any(1).all():
-        raise ValueError("a training clip has no label; leave unlabelled videos out of the training split")
-    classes = torch.arange(labels.shape[1], device=labels.device)
-    return torch.where(present, classes, labels.shape[1]).amin(1)
 
 
 def training_step(model: nn.Module, batch: Batch, epoch: float) -> dict[str, Tensor]:
