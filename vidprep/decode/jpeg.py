@@ -1,7 +1,7 @@
 """Frames that were extracted to JPEG files, or lie as JPEG bytes in a shard, read like a video."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -17,6 +17,10 @@ from vidprep.errors import CorruptVideo, MissingVideo, UsageError
 __all__ = ["JpegReader", "find_frames"]
 
 
+def _fresh(shape: tuple[int, ...]) -> NDArray[np.uint8]:
+    return np.empty(shape, dtype=np.uint8)
+
+
 class JpegReader:
     """JPEG frames as a video: a folder of numbered files, or a list of encoded frames.
 
@@ -25,6 +29,9 @@ class JpegReader:
         template: of the files' names, with one number field: "img_{:05d}.jpg". Other files of the folder
             (optical flow, lists) are not looked at.
         fps: frames per second; None: `pts_seconds` are NaN.
+        min_side: frames are decoded at 1/2, 1/4 or 1/8 of their size as long as the shorter side keeps so many pixels;
+            None: as large as they are. The decoder then leaves out the finer frequencies of each 8x8 block.
+        allocate: memory (t, h, w, c) for the decoded frames, in place of fresh one.
 
     Raises:
         MissingVideo: no such folder.
@@ -33,7 +40,13 @@ class JpegReader:
     """
 
     def __init__(
-        self, source: str | Path | Sequence[bytes], *, template: str = "image_{:05d}.jpg", fps: float | None = None
+        self,
+        source: str | Path | Sequence[bytes],
+        *,
+        template: str = "image_{:05d}.jpg",
+        fps: float | None = None,
+        min_side: int | None = None,
+        allocate: Callable[[tuple[int, ...]], NDArray[np.uint8]] = _fresh,
     ) -> None:
         if fps is not None and not fps > 0:
             raise UsageError(f"fps must be positive or None, got {fps}.")
@@ -46,7 +59,13 @@ class JpegReader:
             self._frames = source
         if not self._frames:
             raise CorruptVideo(f"{self._name}: there are no frames.")
-        self._height, self._width = self._size_of(0, self._encoded(0))
+        self.stored_height, self.stored_width = self._size_of(0, self._encoded(0))
+        self._allocate = allocate
+        short_side = min(self.stored_height, self.stored_width)
+        sizes = (2, 4, 8) if min_side is not None else ()
+        self._divisor = max([1, *(size for size in sizes if short_side / size >= (min_side or 0))])
+        # rounded up, as libjpeg does
+        self._height, self._width = -(-self.stored_height // self._divisor), -(-self.stored_width // self._divisor)
         step = np.nan if fps is None else 1 / fps
         self._pts_seconds: NDArray[np.float64] = np.arange(self.num_frames, dtype=np.float64) * step
 
@@ -57,12 +76,12 @@ class JpegReader:
 
     @property
     def height(self) -> int:
-        """Pixels, of the first frame."""
+        """Pixels, of the first frame as it is decoded."""
         return self._height
 
     @property
     def width(self) -> int:
-        """Pixels, of the first frame."""
+        """Pixels, of the first frame as it is decoded."""
         return self._width
 
     @property
@@ -78,7 +97,8 @@ class JpegReader:
             CorruptVideo: a frame that is no sound JPEG, or of another size than the first.
         """
         wanted = check_indices(indices, num_frames=self.num_frames, name=self._name)
-        data = np.empty((len(wanted), self._height, self._width, 3), dtype=np.uint8)
+        data = self._allocate((len(wanted), self._height, self._width, 3))
+        scaled = {} if self._divisor == 1 else {"min_height": self._height, "min_width": self._width, "min_factor": 2}
         done: dict[int, int] = {}
         for place, index in enumerate(wanted):
             if index in done:
@@ -86,13 +106,13 @@ class JpegReader:
                 continue
             encoded = self._encoded(index)
             size = self._size_of(index, encoded)
-            if size != (self._height, self._width):
+            if size != (self.stored_height, self.stored_width):
                 raise CorruptVideo(
                     f"{self._label(index)}: is {size[1]}x{size[0]} pixels, "
-                    f"the first frame {self._width}x{self._height}; fetch or extract the frames again."
+                    f"the first frame {self.stored_width}x{self.stored_height}; fetch or extract the frames again."
                 )
             try:
-                simplejpeg.decode_jpeg(encoded, colorspace="RGB", buffer=data[place])
+                simplejpeg.decode_jpeg(encoded, colorspace="RGB", buffer=data[place], **scaled)
             except ValueError as error:
                 raise CorruptVideo(f"{self._label(index)}: is damaged: {error}.") from error
             done[index] = place

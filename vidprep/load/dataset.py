@@ -8,6 +8,8 @@ What is random in sample i of an epoch follows from (seed, epoch, i) alone, so n
 workers nor the order of reading changes a clip.
 """
 
+import math
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,15 +24,16 @@ from torch.utils.data import Dataset
 
 from vidprep import datasets
 from vidprep.decode import Backend, open_video
+from vidprep.decode.jpeg import JpegReader
 from vidprep.decode.types import VideoReader
 from vidprep.errors import CorruptVideo, MissingVideo, UsageError
 from vidprep.index import sample_id
 from vidprep.load.transforms import BoxMap, EvalTransform, TrainTransform
-from vidprep.load.types import FrameTargets, Sample
+from vidprep.load.types import Allocate, FrameTargets, Sample, new_frames
 from vidprep.sampling import frames_between, sample_clips, sample_dense, sample_segments
 from vidprep.types import Box, FrameFormat, Task, Video
 
-__all__ = ["ClipDataset", "ClipOptions", "ClipSettings", "SampleMaker", "check_labels", "open_videos"]
+__all__ = ["ClipDataset", "ClipOptions", "ClipSettings", "SampleMaker", "check_labels", "open_videos", "reused_memory"]
 
 
 class ClipOptions(TypedDict, total=False):
@@ -50,6 +53,8 @@ class ClipOptions(TypedDict, total=False):
     flip: bool
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
+    dtype: Literal["float32", "uint8"]
+    dct_scaling: bool
     seed: int
 
 
@@ -87,6 +92,11 @@ class ClipSettings:
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
     """Of RGB in 0 ... 1, subtracted."""
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+    dtype: Literal["float32", "uint8"] = "float32"
+    """float32: normalised. uint8: the bytes, for `normalise` on the device: a quarter of the memory to copy there."""
+    dct_scaling: bool = False
+    """JPEG frames at least twice as large as needed are decoded at 1/2, 1/4 or 1/8 of their size: quicker, and not the
+    same pixels (docs/loading.md)."""
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -107,6 +117,8 @@ class ClipSettings:
             raise UsageError(f"num_crops is 1 (centre) or 3 (along the longer side), got {self.num_crops}.")
         if not self.scales or not all(0 < scale <= 1 for scale in self.scales):
             raise UsageError(f"scales are fractions of the short side, above 0 and at most 1, got {self.scales}.")
+        if self.dtype not in ("float32", "uint8"):
+            raise UsageError(f"dtype is 'float32' or 'uint8', got {self.dtype!r}.")
         if min(self.std) <= 0:
             raise UsageError(f"std must be positive, got {self.std}.")
 
@@ -124,6 +136,13 @@ class ClipSettings:
             return sample_dense(num_frames, num_segments=self.num_frames, window=self.dense_window, rng=rng)[None]
         return sample_segments(num_frames, num_segments=self.num_frames, short=self.short, rng=rng)[None]
 
+    @property
+    def min_decoded_side(self) -> int | None:
+        """Short side in pixels below which no frame may be scaled while it is decoded; None: none is scaled at all."""
+        if not self.dct_scaling:
+            return None
+        return math.ceil(self.crop / min(self.scales)) if self.train else self.resize
+
     def train_transform(self, flip_pairs: Mapping[int, int]) -> TrainTransform:
         """The random transform of these settings."""
         return TrainTransform(
@@ -134,11 +153,19 @@ class ClipSettings:
             flip_pairs=flip_pairs,
             mean=self.mean,
             std=self.std,
+            is_normalised=self.dtype == "float32",
         )
 
     def eval_transform(self) -> EvalTransform:
         """The fixed transform of these settings."""
-        return EvalTransform(resize=self.resize, crop=self.crop, num_crops=self.num_crops, mean=self.mean, std=self.std)
+        return EvalTransform(
+            resize=self.resize,
+            crop=self.crop,
+            num_crops=self.num_crops,
+            mean=self.mean,
+            std=self.std,
+            is_normalised=self.dtype == "float32",
+        )
 
     def rng(self, epoch: int, index: int) -> np.random.Generator | None:
         """Source of what is random in sample `index` of `epoch`; None in evaluation."""
@@ -163,6 +190,8 @@ class SampleMaker:
         rng: np.random.Generator | None,
         pts_seconds: NDArray[np.float64] | None = None,
         boxes: Callable[[int], Sequence[Box]] | None = None,
+        box_scale: tuple[float, float] = (1.0, 1.0),
+        allocate: Allocate = new_frames,
     ) -> Sample:
         """The clips of one video, or of its annotated segment; random ones with `rng`.
 
@@ -174,6 +203,8 @@ class SampleMaker:
             rng: source of random choices; None for evaluation.
             pts_seconds: (num_frames,) times of the frames where the reader knows none; None: the reader's.
             boxes: for detection, the objects in a frame of the reader, by its index; None where none are known.
+            box_scale: (x, y), pixels of the reader's frames for one of the boxes'.
+            allocate: where the clips are written.
 
         Raises:
             CorruptVideo: a frame that was asked for does not decode, or the annotated segment holds no frame.
@@ -185,19 +216,22 @@ class SampleMaker:
         shown = torch.from_numpy(times[index])
         if rng is None:
             transform = self.settings.eval_transform()
-            crops = transform(frames)  # (crops, clips * t, c, h, w)
+            crops = transform(frames, allocate=allocate)  # (crops, clips * t, c, h, w)
             views = crops.reshape(-1, index.shape[1], *crops.shape[2:])
             shown = shown.repeat(len(crops), 1)
             box_maps = transform.box_maps(reader.height, reader.width)
         else:
             # What a flip changes is the verb; a noun may have the same number.
             flipped, kept = (labels[:1], labels[1:]) if self.task == "verb_noun" else (labels, ())
-            clip, flipped, box_map = self.settings.train_transform(self.flip_pairs).with_map(frames, flipped, rng)
+            transform_clip = self.settings.train_transform(self.flip_pairs).with_map
+            clip, flipped, box_map = transform_clip(frames, flipped, rng, allocate=allocate)
             views, labels, box_maps = clip[None], flipped + kept, [box_map]
         targets = None
         if boxes is not None:
             targets = [
-                [_targets(boxes(int(at)), box_map) for at in clip_index] for box_map in box_maps for clip_index in index
+                [_targets(boxes(int(at)), box_map, box_scale) for at in clip_index]
+                for box_map in box_maps
+                for clip_index in index
             ]
             labels = tuple(sorted({int(label) for view in targets for frame in view for label in frame.labels}))
         return Sample(
@@ -218,9 +252,10 @@ class SampleMaker:
         return hot
 
 
-def _targets(boxes: Sequence[Box], box_map: BoxMap) -> FrameTargets:
+def _targets(boxes: Sequence[Box], box_map: BoxMap, scale: tuple[float, float]) -> FrameTargets:
     """The objects of a frame that are to be seen in the window of a transform, as they lie there."""
     corners = torch.tensor([box.xyxy for box in boxes], dtype=torch.float64).reshape(-1, 4)
+    corners *= torch.tensor([*scale, *scale], dtype=torch.float64)
     moved, is_seen = box_map(corners)
     return FrameTargets(
         boxes=moved[is_seen],
@@ -334,17 +369,31 @@ class ClipDataset(Dataset[Sample]):
         return len(self.videos)
 
     def __getitem__(self, index: int) -> Sample:
+        return self.load(index, epoch=self.epoch)
+
+    def load(self, index: int, *, epoch: int, allocate: Allocate = new_frames) -> Sample:
+        """Sample `index` of an epoch, its frames written where `allocate` says.
+
+        Raises:
+            CorruptVideo: it gives no clip; names it.
+        """
         video, path = self.videos[index], self.paths[index]
         try:
             with self._open(path) as reader:
-                return self.make(reader, video, rng=self.make.settings.rng(self.epoch, index))
+                return self.make(reader, video, rng=self.make.settings.rng(epoch, index), allocate=allocate)
         except CorruptVideo as error:
             raise CorruptVideo(f"{sample_id(video)} ({path}) gives no clip: {error}") from error
 
     def _open(self, path: str) -> VideoReader:
         if self.delivered is None:
             return open_video(path, backend=self.backend)
-        return open_video(path, backend="jpeg", template=self.delivered.template, fps=self.delivered.fps)
+        return JpegReader(
+            path,
+            template=self.delivered.template,
+            fps=self.delivered.fps,
+            min_side=self.make.settings.min_decoded_side,
+            allocate=reused_memory,
+        )
 
 
 def open_videos(
@@ -381,6 +430,18 @@ def open_videos(
         delivered=info.frames if info.media == "frames" else None,
         **options,
     )
+
+
+_scratch = threading.local()
+
+
+def reused_memory(shape: tuple[int, ...]) -> NDArray[np.uint8]:
+    """Memory for one clip's decoded frames, the thread's own: the next clip that it decodes overwrites them."""
+    size = math.prod(shape)
+    memory: NDArray[np.uint8] | None = getattr(_scratch, "memory", None)
+    if memory is None or not size <= len(memory) <= 4 * size:
+        memory = _scratch.memory = np.empty(size, dtype=np.uint8)
+    return memory[:size].reshape(shape)
 
 
 def _frames_of_segment(pts_seconds: NDArray[np.float64], video: Video) -> NDArray[np.int64]:

@@ -17,11 +17,12 @@ from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
 from vidprep.decode import Backend, open_video
+from vidprep.decode.jpeg import JpegReader
 from vidprep.decode.types import VideoReader
 from vidprep.errors import CorruptShard, CorruptVideo, UsageError
 from vidprep.index import Manifest, Member, SampleRow, read_manifest, read_samples
-from vidprep.load.dataset import ClipOptions, ClipSettings, SampleMaker, check_labels
-from vidprep.load.types import Sample
+from vidprep.load.dataset import ClipOptions, ClipSettings, SampleMaker, check_labels, reused_memory
+from vidprep.load.types import Allocate, Sample, new_frames
 from vidprep.types import Box, Video
 
 __all__ = ["ShardDataset"]
@@ -111,6 +112,15 @@ class ShardDataset(Dataset[Sample]):
         return len(self.videos)
 
     def __getitem__(self, index: int) -> Sample:
+        return self.load(index, epoch=self.epoch)
+
+    def load(self, index: int, *, epoch: int, allocate: Allocate = new_frames) -> Sample:
+        """Sample `index` of an epoch, its frames written where `allocate` says.
+
+        Raises:
+            CorruptVideo: it gives no clip; names its key and its shard.
+            CorruptShard: the shard is not what its index says.
+        """
         row = self._rows[index]
         facts = self._read_facts(index) if self.manifest.content == "frames" else None
         try:
@@ -118,9 +128,11 @@ class ShardDataset(Dataset[Sample]):
                 return self.make(
                     reader,
                     self.videos[index],
-                    rng=self.make.settings.rng(self.epoch, index),
+                    rng=self.make.settings.rng(epoch, index),
                     pts_seconds=None if facts is None else self._times(facts, row),
                     boxes=None if facts is None or "boxes" not in facts else self._boxes(facts, row),
+                    box_scale=(reader.width / row.width, reader.height / row.height) if facts else (1.0, 1.0),
+                    allocate=allocate,
                 )
         except CorruptVideo as error:
             raise CorruptVideo(f"sample {row.key} of {self.folder / row.shard} gives no clip: {error}") from error
@@ -128,7 +140,11 @@ class ShardDataset(Dataset[Sample]):
     def _open(self, index: int) -> VideoReader:
         row, (offsets, sizes) = self._rows[index], self._media[index]
         if self.manifest.content == "frames":
-            return open_video(_StoredFrames(self._files, row.shard, offsets, sizes), backend="jpeg")
+            return JpegReader(
+                _StoredFrames(self._files, row.shard, offsets, sizes),
+                min_side=self.make.settings.min_decoded_side,
+                allocate=reused_memory,
+            )
         data = self._files.read(row.shard, int(offsets[0]), int(sizes[0]))
         reader = open_video(data, backend=self.backend)
         if reader.num_frames != row.num_frames:

@@ -1,6 +1,7 @@
 """From decoded frames to what a model sees: crop, resize, flip, normalise; one choice for the whole clip.
 
-Frames come as uint8 (t, c, h, w) and leave as float32; resizing is torchvision's antialiased bilinear on bytes,
+Frames come as uint8 (t, c, h, w) and leave as float32, or as bytes where a transform is told not to normalise;
+resizing is torchvision's antialiased bilinear on bytes,
 which is PIL's within one grey level. A frame that already has its size is not resampled.
 """
 
@@ -14,7 +15,9 @@ from torch import Tensor
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
-__all__ = ["BoxMap", "EvalTransform", "TrainTransform", "crop_offsets", "multiscale_crop_sizes"]
+from vidprep.load.types import Allocate, new_frames
+
+__all__ = ["BoxMap", "EvalTransform", "TrainTransform", "crop_offsets", "multiscale_crop_sizes", "normalise"]
 
 # (x, y) in quarters of the slack: four corners, centre, four edge centres, four quarter points
 _OFFSET_QUARTERS = (
@@ -107,6 +110,8 @@ class TrainTransform:
     """Class -> class that a flip turns it into, for classes that tell left from right; others keep theirs."""
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+    is_normalised: bool = True
+    """float32, normalised; else the bytes as they are."""
 
     def __call__(
         self, frames: Tensor, labels: tuple[int, ...], rng: np.random.Generator
@@ -119,15 +124,15 @@ class TrainTransform:
             rng: where the choices come from; the same state makes the same choices.
 
         Returns:
-            (t, c, crop, crop) float32, and the labels of what the clip now shows.
+            (t, c, crop, crop), and the labels of what the clip now shows.
         """
         transformed, labels, _ = self.with_map(frames, labels, rng)
         return transformed, labels
 
     def with_map(
-        self, frames: Tensor, labels: tuple[int, ...], rng: np.random.Generator
+        self, frames: Tensor, labels: tuple[int, ...], rng: np.random.Generator, *, allocate: Allocate = new_frames
     ) -> tuple[Tensor, tuple[int, ...], BoxMap]:
-        """As a call, and where the boxes of the clip went."""
+        """As a call, and where the boxes of the clip went; `allocate` says where the frames are written."""
         height, width = frames.shape[-2:]
         sizes = multiscale_crop_sizes(
             width, height, scales=self.scales, max_aspect_step=self.max_aspect_step, crop=self.crop
@@ -150,7 +155,10 @@ class TrainTransform:
             height=self.crop,
             is_flipped=is_flipped,
         )
-        return _normalise(frames, self.mean, self.std), labels, box_map
+        dtype = torch.float32 if self.is_normalised else torch.uint8
+        clip = allocate(tuple(frames.shape), dtype)
+        _write(frames, clip, self.mean, self.std)
+        return clip, labels, box_map
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -164,6 +172,8 @@ class EvalTransform:
     """1: centre; 3: left (or top), centre, right (or bottom)."""
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+    is_normalised: bool = True
+    """float32, normalised; else the bytes as they are."""
 
     def __post_init__(self) -> None:
         if self.crop > self.resize:
@@ -171,15 +181,15 @@ class EvalTransform:
         if self.num_crops not in (1, 3):
             raise ValueError(f"num_crops is 1 (centre) or 3 (along the longer side), got {self.num_crops}")
 
-    def __call__(self, frames: Tensor) -> Tensor:
-        """Transform frames (t, c, h, w) uint8 to (num_crops, t, c, crop, crop) float32."""
+    def __call__(self, frames: Tensor, *, allocate: Allocate = new_frames) -> Tensor:
+        """Transform frames (t, c, h, w) uint8 to (num_crops, t, c, crop, crop); `allocate` says where to write them."""
         new_height, new_width = self._resized(*frames.shape[-2:])
         frames = _resize(frames, height=new_height, width=new_width)
-        crops = [
-            _normalise(frames[..., top : top + self.crop, left : left + self.crop], self.mean, self.std)
-            for left, top in self._corners(new_width, new_height)
-        ]
-        return torch.stack(crops) if len(crops) > 1 else crops[0][None]
+        dtype = torch.float32 if self.is_normalised else torch.uint8
+        crops = allocate((self.num_crops, *frames.shape[:2], self.crop, self.crop), dtype)
+        for crop, (left, top) in zip(crops, self._corners(new_width, new_height), strict=True):
+            _write(frames[..., top : top + self.crop, left : left + self.crop], crop, self.mean, self.std)
+        return crops
 
     def box_maps(self, height: int, width: int) -> list[BoxMap]:
         """Where the boxes of frames of this size go, for each crop."""
@@ -214,11 +224,39 @@ class EvalTransform:
 def _resize(frames: Tensor, *, height: int, width: int) -> Tensor:
     if frames.shape[-2:] == (height, width):
         return frames
-    resized: Tensor = F.resize(frames, [height, width], interpolation=InterpolationMode.BILINEAR, antialias=True)
+    # Frame by frame, what is read and written stays in the processor's cache; the kernel wants the colours of a pixel
+    # side by side.
+    resized = new_frames((*frames.shape[:2], height, width), torch.uint8)
+    for frame, place in zip(frames, resized, strict=True):
+        pixels = frame[None].contiguous(memory_format=torch.channels_last)
+        place.copy_(F.resize(pixels, [height, width], interpolation=InterpolationMode.BILINEAR, antialias=True)[0])
     return resized
 
 
-def _normalise(frames: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+def normalise(frames: Tensor, *, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+    """Bytes (..., c, h, w) to float32 of the same shape, on the same device: (frames / 255 - mean) / std.
+
+    For batches of bytes (`dtype="uint8"`), after they were copied to the device.
+    """
     # one pass copies, casts and lays the pixels out as (t, c, h, w); divided by 255 first, as the published code does
     values = frames.to(torch.float32, memory_format=torch.contiguous_format)
-    return values.div_(255).sub_(torch.tensor(mean).view(-1, 1, 1)).div_(torch.tensor(std).view(-1, 1, 1))
+    return _normalise_in_place(values, *_as_columns(mean, std, device=frames.device))
+
+
+def _write(frames: Tensor, clip: Tensor, mean: Sequence[float], std: Sequence[float]) -> None:
+    """Fill a clip (t, c, h, w) with frames of bytes: normalised, or as they are where the clip holds bytes, too."""
+    if clip.dtype == torch.uint8:
+        clip.copy_(frames)
+        return
+    columns = _as_columns(mean, std, device=clip.device)
+    for frame, place in zip(frames, clip, strict=True):
+        # While a frame is in the cache, all that is done to it costs less than one pass over the clip would.
+        _normalise_in_place(place.copy_(frame), *columns)
+
+
+def _normalise_in_place(values: Tensor, mean: Tensor, std: Tensor) -> Tensor:
+    return values.div_(255).sub_(mean).div_(std)
+
+
+def _as_columns(mean: Sequence[float], std: Sequence[float], *, device: torch.device) -> tuple[Tensor, Tensor]:
+    return torch.tensor(mean, device=device).view(-1, 1, 1), torch.tensor(std, device=device).view(-1, 1, 1)
