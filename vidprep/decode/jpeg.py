@@ -1,10 +1,10 @@
 """Frames that were extracted to JPEG files, or lie as JPEG bytes in a shard, read like a video."""
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 import simplejpeg
@@ -31,7 +31,7 @@ class JpegReader:
         fps: frames per second; None: `pts_seconds` are NaN.
         min_side: frames are decoded at 1/2, 1/4 or 1/8 of their size as long as the shorter side keeps so many pixels;
             None: as large as they are. The decoder then leaves out the finer frequencies of each 8x8 block.
-        allocate: memory (t, h, w, c) for the decoded frames, in place of fresh one.
+        allocate: memory (h, w, c) for the frames of `iterate_frames`, in place of fresh one.
 
     Raises:
         MissingVideo: no such folder.
@@ -59,13 +59,17 @@ class JpegReader:
             self._frames = source
         if not self._frames:
             raise CorruptVideo(f"{self._name}: there are no frames.")
-        self.stored_height, self.stored_width = self._size_of(0, self._encoded(0))
+        self._first = self._encoded(0)
+        self.stored_height, self.stored_width = self._size_of(0, self._first)
         self._allocate = allocate
         short_side = min(self.stored_height, self.stored_width)
         sizes = (2, 4, 8) if min_side is not None else ()
         self._divisor = max([1, *(size for size in sizes if short_side / size >= (min_side or 0))])
         # rounded up, as libjpeg does
         self._height, self._width = -(-self.stored_height // self._divisor), -(-self.stored_width // self._divisor)
+        self._options: dict[str, Any] = {"colorspace": "RGB"}
+        if self._divisor > 1:
+            self._options |= {"min_height": self._height, "min_width": self._width, "min_factor": 2}
         step = np.nan if fps is None else 1 / fps
         self._pts_seconds: NDArray[np.float64] = np.arange(self.num_frames, dtype=np.float64) * step
 
@@ -97,26 +101,44 @@ class JpegReader:
             CorruptVideo: a frame that is no sound JPEG, or of another size than the first.
         """
         wanted = check_indices(indices, num_frames=self.num_frames, name=self._name)
-        data = self._allocate((len(wanted), self._height, self._width, 3))
-        scaled = {} if self._divisor == 1 else {"min_height": self._height, "min_width": self._width, "min_factor": 2}
+        data = np.empty((len(wanted), self._height, self._width, 3), dtype=np.uint8)
         done: dict[int, int] = {}
         for place, index in enumerate(wanted):
             if index in done:
                 data[place] = data[done[index]]
                 continue
-            encoded = self._encoded(index)
-            size = self._size_of(index, encoded)
-            if size != (self.stored_height, self.stored_width):
-                raise CorruptVideo(
-                    f"{self._label(index)}: is {size[1]}x{size[0]} pixels, "
-                    f"the first frame {self.stored_width}x{self.stored_height}; fetch or extract the frames again."
-                )
-            try:
-                simplejpeg.decode_jpeg(encoded, colorspace="RGB", buffer=data[place], **scaled)
-            except ValueError as error:
-                raise CorruptVideo(f"{self._label(index)}: is damaged: {error}.") from error
+            self._decode(index, data[place])
             done[index] = place
         return FrameBatch(data=data.transpose(0, 3, 1, 2), pts_seconds=self._pts_seconds[wanted])
+
+    def iterate_frames(self, indices: Sequence[int] | NDArray[np.int64]) -> Iterator[NDArray[np.uint8]]:
+        """Frames (h, w, c) at `indices`, one after the other, each in the memory of the one before.
+
+        Raises:
+            IndexError: an index outside 0 ... num_frames - 1.
+            CorruptVideo: a frame that is no sound JPEG, or of another size than the first.
+        """
+        picture = self._allocate((self._height, self._width, 3))
+        for index in check_indices(indices, num_frames=self.num_frames, name=self._name):
+            self._decode(index, picture)
+            yield picture
+
+    def _decode(self, index: int, picture: NDArray[np.uint8]) -> None:
+        """Decode a frame into (h, w, c) memory."""
+        encoded = self._encoded(index) if index else self._first
+        fault = None
+        try:
+            if simplejpeg.decode_jpeg(encoded, buffer=picture, **self._options).shape == picture.shape:
+                return
+        except ValueError as error:
+            fault = error
+        size = self._size_of(index, encoded)
+        if size != (self.stored_height, self.stored_width):
+            raise CorruptVideo(
+                f"{self._label(index)}: is {size[1]}x{size[0]} pixels, "
+                f"the first frame {self.stored_width}x{self.stored_height}; fetch or extract the frames again."
+            )
+        raise CorruptVideo(f"{self._label(index)}: is damaged: {fault}.") from fault
 
     def close(self) -> None:
         """Nothing is held open."""

@@ -10,8 +10,9 @@ workers nor the order of reading changes a clip.
 
 import math
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from types import MappingProxyType
 from typing import Literal, Required, TypedDict, Unpack
@@ -25,10 +26,11 @@ from torch.utils.data import Dataset
 from vidprep import datasets
 from vidprep.decode import Backend, open_video
 from vidprep.decode.jpeg import JpegReader
+from vidprep.decode.pyav import PyavReader
 from vidprep.decode.types import VideoReader
 from vidprep.errors import CorruptVideo, MissingVideo, UsageError
 from vidprep.index import sample_id
-from vidprep.load.transforms import BoxMap, EvalTransform, TrainTransform
+from vidprep.load.transforms import BoxMap, EvalTransform, TrainTransform, Window
 from vidprep.load.types import Allocate, FrameTargets, Sample, new_frames
 from vidprep.sampling import frames_between, sample_clips, sample_dense, sample_segments
 from vidprep.types import Box, FrameFormat, Task, Video
@@ -212,20 +214,25 @@ class SampleMaker:
         times = reader.pts_seconds if pts_seconds is None else pts_seconds
         candidates = _frames_of_segment(times, video)
         index = candidates[self.settings.indices(len(candidates), rng)]  # (clips, t)
-        frames, labels = reader.get_frames_at(index.reshape(-1)).to_torch(), video.labels
-        shown = torch.from_numpy(times[index])
-        if rng is None:
-            transform = self.settings.eval_transform()
-            crops = transform(frames, allocate=allocate)  # (crops, clips * t, c, h, w)
-            views = crops.reshape(-1, index.shape[1], *crops.shape[2:])
-            shown = shown.repeat(len(crops), 1)
-            box_maps = transform.box_maps(reader.height, reader.width)
-        else:
-            # What a flip changes is the verb; a noun may have the same number.
-            flipped, kept = (labels[:1], labels[1:]) if self.task == "verb_noun" else (labels, ())
-            transform_clip = self.settings.train_transform(self.flip_pairs).with_map
-            clip, flipped, box_map = transform_clip(frames, flipped, rng, allocate=allocate)
-            views, labels, box_maps = clip[None], flipped + kept, [box_map]
+        places: dict[int, list[int]] = {}
+        for place, at in enumerate(index.reshape(-1).tolist()):
+            places.setdefault(at, []).append(place)
+        wanted = sorted(places)
+        pictures = _pictures(reader, wanted)
+        first = next(pictures)
+        shape = first.shape
+        window, labels, box_maps = self._window(shape[0], shape[1], video.labels, rng)
+        num_views = len(window.corners) * len(index)
+        views = allocate((num_views, index.shape[1], 3, window.crop, window.crop), window.dtype)
+        write = window.writer(views)
+        for at, picture in zip(wanted, chain([first], pictures), strict=True):
+            if picture.shape != shape:
+                raise CorruptVideo(
+                    f"frame {at} is {picture.shape[1]}x{picture.shape[0]} pixels, frames before it "
+                    f"{shape[1]}x{shape[0]}; re-encode the video to one size."
+                )
+            for place in places[at]:
+                write(picture, place)
         targets = None
         if boxes is not None:
             targets = [
@@ -238,9 +245,21 @@ class SampleMaker:
             video_id=sample_id(video),
             frames=views,
             labels=self._encode(labels),
-            pts_seconds=shown,
+            pts_seconds=torch.from_numpy(np.tile(times[index], (len(window.corners), 1))),
             targets=targets,
         )
+
+    def _window(
+        self, height: int, width: int, labels: tuple[int, ...], rng: np.random.Generator | None
+    ) -> tuple[Window, tuple[int, ...], list[BoxMap]]:
+        """What is done to the frames, the labels of what they then show, and where the boxes of each view go."""
+        if rng is None:
+            transform = self.settings.eval_transform()
+            return transform.window(height, width), labels, transform.box_maps(height, width)
+        # What a flip changes is the verb; a noun may have the same number.
+        flipped, kept = (labels[:1], labels[1:]) if self.task == "verb_noun" else (labels, ())
+        window, flipped, box_map = self.settings.train_transform(self.flip_pairs).window(height, width, flipped, rng)
+        return window, flipped + kept, [box_map]
 
     def _encode(self, labels: tuple[int, ...]) -> Tensor:
         if self.task == "single_label":
@@ -436,12 +455,20 @@ _scratch = threading.local()
 
 
 def reused_memory(shape: tuple[int, ...]) -> NDArray[np.uint8]:
-    """Memory for one clip's decoded frames, the thread's own: the next clip that it decodes overwrites them."""
+    """Memory for a decoded frame, the thread's own: the next one that it decodes overwrites it."""
     size = math.prod(shape)
     memory: NDArray[np.uint8] | None = getattr(_scratch, "memory", None)
     if memory is None or not size <= len(memory) <= 4 * size:
         memory = _scratch.memory = np.empty(size, dtype=np.uint8)
     return memory[:size].reshape(shape)
+
+
+def _pictures(reader: VideoReader, wanted: Sequence[int]) -> Iterator[NDArray[np.uint8]]:
+    """The frames (h, w, c) at these ascending indices, each to be used before the next is asked for."""
+    if isinstance(reader, JpegReader | PyavReader):
+        yield from reader.iterate_frames(wanted)
+    else:
+        yield from reader.get_frames_at(wanted).data.transpose(0, 2, 3, 1)
 
 
 def _frames_of_segment(pts_seconds: NDArray[np.float64], video: Video) -> NDArray[np.int64]:

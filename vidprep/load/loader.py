@@ -51,7 +51,7 @@ class BufferedSource(Protocol):
     """A source that also writes the frames of a sample where it is told to: into the batch, without a copy."""
 
     def load(self, index: int, *, epoch: int, allocate: Allocate) -> Sample:
-        """Sample `index` of `epoch`; its frames are a view of what one call of `allocate` returned."""
+        """Sample `index` of `epoch`; its frames are what one call of `allocate` returned."""
         ...
 
 
@@ -315,6 +315,7 @@ class _PendingBatch:
         self.indices = indices
         self._memory = memory
         self._frames: Tensor | None = None
+        self._is_uneven = False
         self._results: list[Sample | BaseException | None] = [None] * len(indices)
         self._missing = len(indices)
         self._is_done: Future[None] = Future()
@@ -329,9 +330,10 @@ class _PendingBatch:
                 if self._frames is None:
                     self._frames = self._memory.take((len(self.indices), *shape), dtype)
                 frames = self._frames
-            if frames.shape[1:] == shape and frames.dtype == dtype:
-                return frames[place]
-            return new_frames(shape, dtype)  # `result` says what is wrong with it
+                if frames.shape[1:] != shape or frames.dtype != dtype:
+                    self._is_uneven = True
+                    return new_frames(shape, dtype)  # stacking them says what is wrong
+            return frames[place]
 
         return allocate
 
@@ -366,18 +368,12 @@ class _PendingBatch:
         if not samples:
             return None
         frames = self._frames
-        if frames is None or any(not _lies_in(sample.frames, frames) for sample in samples):
+        if frames is None or self._is_uneven:
             batch = Batch.stack(samples)
-            return batch if not self._memory.is_pinned else _pin(batch)
-        kept = [place for place, sample in enumerate(self._results) if isinstance(sample, Sample)]
-        if len(kept) < len(frames):
-            frames = frames[kept]
-        batch = Batch.stack(samples, frames=frames.reshape(len(kept), *samples[0].frames.shape))
+        else:
+            kept = [place for place, sample in enumerate(self._results) if isinstance(sample, Sample)]
+            batch = Batch.stack(samples, frames=frames if len(kept) == len(frames) else frames[kept])
         return batch if not self._memory.is_pinned else _pin(batch)
-
-
-def _lies_in(frames: Tensor, memory: Tensor) -> bool:
-    return frames.untyped_storage().data_ptr() == memory.untyped_storage().data_ptr()
 
 
 def _pin(batch: Batch) -> Batch:

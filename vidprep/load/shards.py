@@ -100,8 +100,8 @@ class ShardDataset(Dataset[Sample]):
         self.epoch = 0
         self._media = _MemberTable([[member for member in row.members if member.name != "json"] for row in rows])
         self._facts = _MemberTable([[member for member in row.members if member.name == "json"] for row in rows])
-        # without their members, which for frame shards are most of the memory
-        self._rows = [replace(row, members=()) for row in rows]
+        self.rows = [replace(row, members=()) for row in rows]
+        """What is known of each sample, without its members, which for frame shards are most of the memory."""
         self._files = _ShardFiles(self.folder)
 
     def set_epoch(self, epoch: int) -> None:
@@ -121,7 +121,7 @@ class ShardDataset(Dataset[Sample]):
             CorruptVideo: it gives no clip; names its key and its shard.
             CorruptShard: the shard is not what its index says.
         """
-        row = self._rows[index]
+        row = self.rows[index]
         facts = self._read_facts(index) if self.manifest.content == "frames" else None
         try:
             with self._open(index) as reader:
@@ -137,16 +137,20 @@ class ShardDataset(Dataset[Sample]):
         except CorruptVideo as error:
             raise CorruptVideo(f"sample {row.key} of {self.folder / row.shard} gives no clip: {error}") from error
 
+    def encoded(self, index: int) -> Sequence[bytes]:
+        """The JPEG frames of sample `index`, or its one video, as they are stored; read when they are asked for.
+
+        Raises:
+            CorruptShard: the shard is missing or ends before them.
+        """
+        offsets, sizes = self._media[index]
+        return _StoredMembers(self._files, self.rows[index].shard, offsets, sizes)
+
     def _open(self, index: int) -> VideoReader:
-        row, (offsets, sizes) = self._rows[index], self._media[index]
+        row, encoded = self.rows[index], self.encoded(index)
         if self.manifest.content == "frames":
-            return JpegReader(
-                _StoredFrames(self._files, row.shard, offsets, sizes),
-                min_side=self.make.settings.min_decoded_side,
-                allocate=reused_memory,
-            )
-        data = self._files.read(row.shard, int(offsets[0]), int(sizes[0]))
-        reader = open_video(data, backend=self.backend)
+            return JpegReader(encoded, min_side=self.make.settings.min_decoded_side, allocate=reused_memory)
+        reader = open_video(encoded[0], backend=self.backend)
         if reader.num_frames != row.num_frames:
             reader.close()
             raise CorruptVideo(
@@ -157,7 +161,7 @@ class ShardDataset(Dataset[Sample]):
 
     def _read_facts(self, index: int) -> dict[str, Any]:
         """What KEY.json says."""
-        row, (offsets, sizes) = self._rows[index], self._facts[index]
+        row, (offsets, sizes) = self.rows[index], self._facts[index]
         try:
             facts = json.loads(self._files.read(row.shard, int(offsets[0]), int(sizes[0])))
             return {str(name): value for name, value in facts.items()}
@@ -263,8 +267,8 @@ class _ShardFiles:
         self.close()
 
 
-class _StoredFrames(Sequence[bytes]):
-    """The JPEG frames of a sample, each read from its shard when it is asked for."""
+class _StoredMembers(Sequence[bytes]):
+    """The frames or the video of a sample, each read from its shard when it is asked for."""
 
     def __init__(self, files: _ShardFiles, shard: str, offsets: NDArray[np.int64], sizes: NDArray[np.int64]) -> None:
         self._files, self._shard, self._offsets, self._sizes = files, shard, offsets, sizes

@@ -5,19 +5,22 @@ resizing is torchvision's antialiased bilinear on bytes,
 which is PIL's within one grey level. A frame that already has its size is not resampled.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
 from vidprep.load.types import Allocate, new_frames
 
-__all__ = ["BoxMap", "EvalTransform", "TrainTransform", "crop_offsets", "multiscale_crop_sizes", "normalise"]
+__all__ = ["BoxMap", "EvalTransform", "TrainTransform", "Window", "crop_offsets", "multiscale_crop_sizes", "normalise"]
+
+_WHITE = np.float32(255)
 
 # (x, y) in quarters of the slack: four corners, centre, four edge centres, four quarter points
 _OFFSET_QUARTERS = (
@@ -99,6 +102,94 @@ class BoxMap:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Window:
+    """What is done to every frame of a clip: cut, resize, mirror, cut into views, normalise."""
+
+    left: int
+    """Of what is cut out of the frame, in pixels; it may reach over the edge, and is black there."""
+    top: int
+    width: int
+    height: int
+    new_width: int
+    """Of what was cut out, after resizing."""
+    new_height: int
+    corners: Sequence[tuple[int, int]] = ((0, 0),)
+    """(left, top) of each view in it."""
+    crop: int
+    """Side of a view, in pixels."""
+    is_flipped: bool = False
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    is_normalised: bool
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the views."""
+        return torch.float32 if self.is_normalised else torch.uint8
+
+    def write(self, frames: Tensor, views: Tensor) -> None:
+        """Fill views (num_views, t, c, crop, crop) from frames (t, c, h, w) of bytes."""
+        write = self.writer(views)
+        for t, frame in enumerate(frames.permute(0, 2, 3, 1).numpy()):
+            write(frame, t)
+
+    def writer(self, views: Tensor) -> Callable[[NDArray[np.uint8], int], None]:
+        """What fills place t of each view (num_views, t, c, crop, crop) from a frame (h, w, c) of bytes.
+
+        Views may also come as (num_views * clips, t, ...), crop by crop: places then count through the clips of a crop.
+
+        It goes frame by frame: while one is in the processor's cache, all that is done to it costs less than one pass
+        over the clip would. And it goes by NumPy, whose calls on single frames cost less than PyTorch's, and which
+        copies whole rows of pixels at a time.
+        """
+        parts = [(slice(top, top + self.crop), slice(left, left + self.crop)) for left, top in self.corners]
+        # Both kinds of memory are without gaps, so that this makes no copy.
+        memory = views.numpy() if self.is_normalised else views.numpy().transpose(0, 1, 3, 4, 2)
+        memory = memory.reshape(len(parts), -1, *memory.shape[2:])
+        if not self.is_normalised:
+
+            def copy(frame: NDArray[np.uint8], t: int) -> None:
+                cut = self._cut(frame)
+                for view, part in enumerate(parts):
+                    np.copyto(memory[view, t], cut[part])
+
+            return copy
+        mean, std = (np.array(values, dtype=np.float32).reshape(-1, 1, 1) for values in (self.mean, self.std))
+        planes = np.empty((3, self.crop, self.crop), dtype=np.uint8)
+
+        def normalise_into(frame: NDArray[np.uint8], t: int) -> None:
+            cut = self._cut(frame)
+            for view, part in enumerate(parts):
+                np.copyto(planes, cut[part].transpose(2, 0, 1))
+                place = memory[view, t]
+                # divided by 255 first, as the published code does
+                np.divide(planes, _WHITE, out=place)
+                np.subtract(place, mean, out=place)
+                np.divide(place, std, out=place)
+
+        return normalise_into
+
+    def _cut(self, frame: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        height, width = frame.shape[:2]
+        bottom, right = self.top + self.height, self.left + self.width
+        if self.left >= 0 and self.top >= 0 and right <= width and bottom <= height:
+            part = frame[self.top : bottom, self.left : right]
+        else:
+            part = np.zeros((self.height, self.width, 3), dtype=np.uint8)
+            rows, columns = slice(max(0, self.top), bottom), slice(max(0, self.left), right)
+            seen = frame[rows, columns]
+            top, left = rows.start - self.top, columns.start - self.left
+            part[top : top + seen.shape[0], left : left + seen.shape[1]] = seen
+        if (self.height, self.width) != (self.new_height, self.new_width):
+            # The kernel wants the colours of a pixel side by side, without gaps between the rows.
+            pixels = torch.from_numpy(np.ascontiguousarray(part)).permute(2, 0, 1)[None]
+            size = [self.new_height, self.new_width]
+            resized = F.resize(pixels, size, interpolation=InterpolationMode.BILINEAR, antialias=True)
+            part = resized[0].permute(1, 2, 0).numpy()
+        return part[:, ::-1] if self.is_flipped else part
+
+
+@dataclass(frozen=True, kw_only=True)
 class TrainTransform:
     """A random multi-scale crop, resized to a square, flipped half the time, normalised."""
 
@@ -133,17 +224,23 @@ class TrainTransform:
         self, frames: Tensor, labels: tuple[int, ...], rng: np.random.Generator, *, allocate: Allocate = new_frames
     ) -> tuple[Tensor, tuple[int, ...], BoxMap]:
         """As a call, and where the boxes of the clip went; `allocate` says where the frames are written."""
-        height, width = frames.shape[-2:]
+        window, labels, box_map = self.window(frames.shape[-2], frames.shape[-1], labels, rng)
+        clip = allocate((1, *frames.shape[:2], self.crop, self.crop), window.dtype)
+        window.write(frames, clip)
+        return clip[0], labels, box_map
+
+    def window(
+        self, height: int, width: int, labels: tuple[int, ...], rng: np.random.Generator
+    ) -> tuple[Window, tuple[int, ...], BoxMap]:
+        """What is done to a clip of frames of this size, the labels of what it then shows, and where its boxes go."""
         sizes = multiscale_crop_sizes(
             width, height, scales=self.scales, max_aspect_step=self.max_aspect_step, crop=self.crop
         )
         crop_width, crop_height = sizes[rng.integers(len(sizes))]
         offsets = crop_offsets(width, height, crop_width, crop_height)
         left, top = offsets[rng.integers(len(offsets))]
-        frames = _resize(F.crop(frames, top, left, crop_height, crop_width), height=self.crop, width=self.crop)
         is_flipped = self.flip and bool(rng.random() < 0.5)
         if is_flipped:
-            frames = frames.flip(-1)
             labels = tuple(self.flip_pairs.get(label, label) for label in labels)
         scale_x, scale_y = self.crop / crop_width, self.crop / crop_height
         box_map = BoxMap(
@@ -155,10 +252,20 @@ class TrainTransform:
             height=self.crop,
             is_flipped=is_flipped,
         )
-        dtype = torch.float32 if self.is_normalised else torch.uint8
-        clip = allocate(tuple(frames.shape), dtype)
-        _write(frames, clip, self.mean, self.std)
-        return clip, labels, box_map
+        window = Window(
+            left=left,
+            top=top,
+            width=crop_width,
+            height=crop_height,
+            new_width=self.crop,
+            new_height=self.crop,
+            crop=self.crop,
+            is_flipped=is_flipped,
+            mean=self.mean,
+            std=self.std,
+            is_normalised=self.is_normalised,
+        )
+        return window, labels, box_map
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -183,13 +290,27 @@ class EvalTransform:
 
     def __call__(self, frames: Tensor, *, allocate: Allocate = new_frames) -> Tensor:
         """Transform frames (t, c, h, w) uint8 to (num_crops, t, c, crop, crop); `allocate` says where to write them."""
-        new_height, new_width = self._resized(*frames.shape[-2:])
-        frames = _resize(frames, height=new_height, width=new_width)
-        dtype = torch.float32 if self.is_normalised else torch.uint8
-        crops = allocate((self.num_crops, *frames.shape[:2], self.crop, self.crop), dtype)
-        for crop, (left, top) in zip(crops, self._corners(new_width, new_height), strict=True):
-            _write(frames[..., top : top + self.crop, left : left + self.crop], crop, self.mean, self.std)
+        window = self.window(frames.shape[-2], frames.shape[-1])
+        crops = allocate((self.num_crops, *frames.shape[:2], self.crop, self.crop), window.dtype)
+        window.write(frames, crops)
         return crops
+
+    def window(self, height: int, width: int) -> Window:
+        """What is done to frames of this size."""
+        new_height, new_width = self._resized(height, width)
+        return Window(
+            left=0,
+            top=0,
+            width=width,
+            height=height,
+            new_width=new_width,
+            new_height=new_height,
+            corners=self._corners(new_width, new_height),
+            crop=self.crop,
+            mean=self.mean,
+            std=self.std,
+            is_normalised=self.is_normalised,
+        )
 
     def box_maps(self, height: int, width: int) -> list[BoxMap]:
         """Where the boxes of frames of this size go, for each crop."""
@@ -221,18 +342,6 @@ class EvalTransform:
         return [(0, centre[1]), centre, (slack_x, centre[1])]
 
 
-def _resize(frames: Tensor, *, height: int, width: int) -> Tensor:
-    if frames.shape[-2:] == (height, width):
-        return frames
-    # Frame by frame, what is read and written stays in the processor's cache; the kernel wants the colours of a pixel
-    # side by side.
-    resized = new_frames((*frames.shape[:2], height, width), torch.uint8)
-    for frame, place in zip(frames, resized, strict=True):
-        pixels = frame[None].contiguous(memory_format=torch.channels_last)
-        place.copy_(F.resize(pixels, [height, width], interpolation=InterpolationMode.BILINEAR, antialias=True)[0])
-    return resized
-
-
 def normalise(frames: Tensor, *, mean: Sequence[float], std: Sequence[float]) -> Tensor:
     """Bytes (..., c, h, w) to float32 of the same shape, on the same device: (frames / 255 - mean) / std.
 
@@ -240,23 +349,5 @@ def normalise(frames: Tensor, *, mean: Sequence[float], std: Sequence[float]) ->
     """
     # one pass copies, casts and lays the pixels out as (t, c, h, w); divided by 255 first, as the published code does
     values = frames.to(torch.float32, memory_format=torch.contiguous_format)
-    return _normalise_in_place(values, *_as_columns(mean, std, device=frames.device))
-
-
-def _write(frames: Tensor, clip: Tensor, mean: Sequence[float], std: Sequence[float]) -> None:
-    """Fill a clip (t, c, h, w) with frames of bytes: normalised, or as they are where the clip holds bytes, too."""
-    if clip.dtype == torch.uint8:
-        clip.copy_(frames)
-        return
-    columns = _as_columns(mean, std, device=clip.device)
-    for frame, place in zip(frames, clip, strict=True):
-        # While a frame is in the cache, all that is done to it costs less than one pass over the clip would.
-        _normalise_in_place(place.copy_(frame), *columns)
-
-
-def _normalise_in_place(values: Tensor, mean: Tensor, std: Tensor) -> Tensor:
-    return values.div_(255).sub_(mean).div_(std)
-
-
-def _as_columns(mean: Sequence[float], std: Sequence[float], *, device: torch.device) -> tuple[Tensor, Tensor]:
-    return torch.tensor(mean, device=device).view(-1, 1, 1), torch.tensor(std, device=device).view(-1, 1, 1)
+    columns = (torch.tensor(part, device=values.device).view(-1, 1, 1) for part in (mean, std))
+    return values.div_(255).sub_(next(columns)).div_(next(columns))
