@@ -35,7 +35,16 @@ from vidprep.load.types import Allocate, FrameTargets, Sample, new_frames
 from vidprep.sampling import frames_between, sample_clips, sample_dense, sample_segments
 from vidprep.types import Box, FrameFormat, Task, Video
 
-__all__ = ["ClipDataset", "ClipOptions", "ClipSettings", "SampleMaker", "check_labels", "open_videos", "reused_memory"]
+__all__ = [
+    "ClipDataset",
+    "ClipOptions",
+    "ClipPlan",
+    "ClipSettings",
+    "SampleMaker",
+    "check_labels",
+    "open_videos",
+    "reused_memory",
+]
 
 
 class ClipOptions(TypedDict, total=False):
@@ -175,6 +184,30 @@ class ClipSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ClipPlan:
+    """A sample without its pixels: which frames it shows, what is done to them, and all that is told with them."""
+
+    video_id: str
+    index: NDArray[np.int64]
+    """(clips, t): frames of the video."""
+    window: Window
+    labels: Tensor
+    pts_seconds: Tensor
+    """(v, t) float64."""
+    targets: list[list[FrameTargets]] | None
+
+    def sample(self, frames: Tensor) -> Sample:
+        """The sample whose pixels are `frames` (v, t, c, h, w)."""
+        return Sample(
+            video_id=self.video_id,
+            frames=frames,
+            labels=self.labels,
+            pts_seconds=self.pts_seconds,
+            targets=self.targets,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
 class SampleMaker:
     """Makes samples of opened videos: the settings, with what the data set says about its labels."""
 
@@ -212,8 +245,7 @@ class SampleMaker:
             CorruptVideo: a frame that was asked for does not decode, or the annotated segment holds no frame.
         """
         times = reader.pts_seconds if pts_seconds is None else pts_seconds
-        candidates = _frames_of_segment(times, video)
-        index = candidates[self.settings.indices(len(candidates), rng)]  # (clips, t)
+        index = self._choose(times, video, rng)
         places: dict[int, list[int]] = {}
         for place, at in enumerate(index.reshape(-1).tolist()):
             places.setdefault(at, []).append(place)
@@ -221,7 +253,8 @@ class SampleMaker:
         pictures = _pictures(reader, wanted)
         first = next(pictures)
         shape = first.shape
-        window, labels, box_maps = self._window(shape[0], shape[1], video.labels, rng)
+        plan = self._plan(index, times, video, shape[0], shape[1], rng, boxes, box_scale)
+        window = plan.window
         num_views = len(window.corners) * len(index)
         views = allocate((num_views, index.shape[1], 3, window.crop, window.crop), window.dtype)
         write = window.writer(views)
@@ -233,6 +266,55 @@ class SampleMaker:
                 )
             for place in places[at]:
                 write(picture, place)
+        return plan.sample(views)
+
+    def plan(
+        self,
+        pts_seconds: NDArray[np.float64],
+        video: Video,
+        *,
+        height: int,
+        width: int,
+        rng: np.random.Generator | None,
+        boxes: Callable[[int], Sequence[Box]] | None = None,
+        box_scale: tuple[float, float] = (1.0, 1.0),
+    ) -> ClipPlan:
+        """The same choices as a call makes, for those who decode and transform the frames themselves.
+
+        Args:
+            pts_seconds: (num_frames,) times of the video's frames.
+            video: its labels and its segment.
+            height: of its frames, in pixels.
+            width: of its frames, in pixels.
+            rng: source of random choices; None for evaluation.
+            boxes: as in a call.
+            box_scale: as in a call.
+
+        Raises:
+            CorruptVideo: the annotated segment holds no frame.
+        """
+        index = self._choose(pts_seconds, video, rng)
+        return self._plan(index, pts_seconds, video, height, width, rng, boxes, box_scale)
+
+    def _choose(
+        self, pts_seconds: NDArray[np.float64], video: Video, rng: np.random.Generator | None
+    ) -> NDArray[np.int64]:
+        """Frames of the video's clips, (clips, t)."""
+        candidates = _frames_of_segment(pts_seconds, video)
+        return candidates[self.settings.indices(len(candidates), rng)]
+
+    def _plan(
+        self,
+        index: NDArray[np.int64],
+        pts_seconds: NDArray[np.float64],
+        video: Video,
+        height: int,
+        width: int,
+        rng: np.random.Generator | None,
+        boxes: Callable[[int], Sequence[Box]] | None,
+        box_scale: tuple[float, float],
+    ) -> ClipPlan:
+        window, labels, box_maps = self._window(height, width, video.labels, rng)
         targets = None
         if boxes is not None:
             targets = [
@@ -241,11 +323,12 @@ class SampleMaker:
                 for clip_index in index
             ]
             labels = tuple(sorted({int(label) for view in targets for frame in view for label in frame.labels}))
-        return Sample(
+        return ClipPlan(
             video_id=sample_id(video),
-            frames=views,
+            index=index,
+            window=window,
             labels=self._encode(labels),
-            pts_seconds=torch.from_numpy(np.tile(times[index], (len(window.corners), 1))),
+            pts_seconds=torch.from_numpy(np.tile(pts_seconds[index], (len(window.corners), 1))),
             targets=targets,
         )
 
