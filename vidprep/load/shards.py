@@ -4,10 +4,9 @@ A shard is read with `pread`, which has no position to share: threads, forked an
 use one data set at the same time.
 """
 
-import json
 import os
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Unpack, overload
@@ -22,8 +21,9 @@ from vidprep.decode.types import VideoReader
 from vidprep.errors import CorruptShard, CorruptVideo, UsageError
 from vidprep.index import Manifest, Member, SampleRow, read_manifest, read_samples
 from vidprep.load.dataset import ClipOptions, ClipSettings, SampleMaker, check_labels, reused_memory
+from vidprep.load.facts import KeyFacts
 from vidprep.load.types import Allocate, Sample, new_frames
-from vidprep.types import Box, Video
+from vidprep.types import Video
 
 __all__ = ["ShardDataset"]
 
@@ -122,15 +122,15 @@ class ShardDataset(Dataset[Sample]):
             CorruptShard: the shard is not what its index says.
         """
         row = self.rows[index]
-        facts = self._read_facts(index) if self.manifest.content == "frames" else None
+        facts = self.facts(index) if self.manifest.content == "frames" else None
         try:
             with self._open(index) as reader:
                 return self.make(
                     reader,
                     self.videos[index],
                     rng=self.make.settings.rng(epoch, index),
-                    pts_seconds=None if facts is None else self._times(facts, row),
-                    boxes=None if facts is None or "boxes" not in facts else self._boxes(facts, row),
+                    pts_seconds=None if facts is None else facts.times(row.num_frames),
+                    boxes=None if facts is None else facts.boxes(row.num_frames),
                     box_scale=(reader.width / row.width, reader.height / row.height) if facts else (1.0, 1.0),
                     allocate=allocate,
                 )
@@ -159,50 +159,15 @@ class ShardDataset(Dataset[Sample]):
             )
         return reader
 
-    def _read_facts(self, index: int) -> dict[str, Any]:
-        """What KEY.json says."""
+    def facts(self, index: int) -> KeyFacts:
+        """What KEY.json of sample `index` says.
+
+        Raises:
+            CorruptShard: the shard is not what its index says.
+        """
         row, (offsets, sizes) = self.rows[index], self._facts[index]
-        try:
-            facts = json.loads(self._files.read(row.shard, int(offsets[0]), int(sizes[0])))
-            return {str(name): value for name, value in facts.items()}
-        except (ValueError, AttributeError) as error:
-            raise self._wrong_facts(row, f"is no JSON object ({error})") from error
-
-    def _times(self, facts: dict[str, Any], row: SampleRow) -> NDArray[np.float64]:
-        """(num_frames,) when each frame of a frame sample is shown in its video."""
-        try:
-            times = np.array(facts["pts_seconds"], dtype=np.float64)  # null -> NaN
-        except (ValueError, KeyError, TypeError) as error:
-            raise self._wrong_facts(row, f"holds no times of the frames ({error!r})") from error
-        if times.shape != (row.num_frames,):
-            raise self._wrong_facts(row, f"holds times of shape {times.shape} for {row.num_frames} frames")
-        return times
-
-    def _boxes(self, facts: dict[str, Any], row: SampleRow) -> Callable[[int], list[Box]]:
-        """The objects of each frame of a detection sample."""
-        per_frame = facts["boxes"]
-        if not isinstance(per_frame, list) or len(per_frame) != row.num_frames:
-            raise self._wrong_facts(row, f"does not hold boxes for each of {row.num_frames} frames")
-
-        def of_frame(index: int) -> list[Box]:
-            try:
-                return [
-                    Box(
-                        xyxy=(box["xyxy"][0], box["xyxy"][1], box["xyxy"][2], box["xyxy"][3]),
-                        label=box["label"],
-                        track_id=box["track_id"],
-                        is_occluded=box["occluded"],
-                        is_generated=box["generated"],
-                    )
-                    for box in per_frame[index]
-                ]
-            except (ValueError, KeyError, TypeError, IndexError) as error:
-                raise self._wrong_facts(row, f"holds a box of frame {index} that is none ({error!r})") from error
-
-        return of_frame
-
-    def _wrong_facts(self, row: SampleRow, what: str) -> CorruptShard:
-        return CorruptShard(f"{self.folder / row.shard}: {row.key}.json {what}; run `vidprep verify`.")
+        data = self._files.read(row.shard, int(offsets[0]), int(sizes[0]))
+        return KeyFacts.parse(data, where=f"{self.folder / row.shard}: {row.key}.json")
 
     def close(self) -> None:
         """Let go of the shards; a later read opens them again."""
