@@ -16,7 +16,7 @@ from collections.abc import Generator, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
-from typing import Any, Literal, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, TypedDict, get_args, runtime_checkable
 
 import numpy as np
 import torch
@@ -27,11 +27,13 @@ from vidprep.errors import CorruptVideo, UsageError
 from vidprep.load.memory import BatchMemory
 from vidprep.load.types import Allocate, Batch, Sample, new_frames
 
-__all__ = ["BufferedSource", "LoadFault", "Loader", "SampleSource", "make_loader"]
+__all__ = ["BufferedSource", "LoadFault", "Loader", "PendingBatch", "SampleSource", "make_loader"]
 
 logger = logging.getLogger(__name__)
 
 OnError = Literal["raise", "count"]
+LoaderBackend = Literal["threads", "dali"]
+Device = Literal["cpu", "gpu"]
 
 
 class SampleSource(Protocol):
@@ -55,6 +57,19 @@ class BufferedSource(Protocol):
         ...
 
 
+@runtime_checkable
+class OrderedSource(Protocol):
+    """A source that has an order of its own to shuffle by, and wants to know what will be read."""
+
+    def shuffled(self, rng: np.random.Generator) -> NDArray[np.int64]:
+        """A random order of all samples."""
+        ...
+
+    def announce(self, indices: Sequence[int]) -> None:
+        """What this process will read, in this order."""
+        ...
+
+
 @dataclass(frozen=True, kw_only=True)
 class LoadFault:
     """A sample that gave no clip."""
@@ -64,6 +79,18 @@ class LoadFault:
     epoch: int
     reason: str
     """Names the sample by its key or its id."""
+
+
+class PendingBatch(Protocol):
+    """A batch in the making."""
+
+    def result(self) -> Batch | None:
+        """The batch, as soon as its samples are there; None where none gave a clip."""
+        ...
+
+    def faults(self) -> Sequence[tuple[int, CorruptVideo]]:
+        """(position in the data set, why it gave no clip) of the samples that are left out, after `result`."""
+        ...
 
 
 def make_loader(
@@ -78,6 +105,8 @@ def make_loader(
     world_size: int = 1,
     pin_memory: bool = False,
     on_error: OnError = "raise",
+    backend: LoaderBackend = "threads",
+    device: Device = "cpu",
 ) -> "Loader":
     """Batches of a data set, in an order that follows from (seed, epoch) alone.
 
@@ -99,12 +128,17 @@ def make_loader(
         on_error: "raise": a sample that does not decode ends the epoch. "count": it is left out of its batch, which
             is then smaller, and listed in `Loader.faults`; the epoch ends with a warning that counts them. No other
             sample takes its place.
+        backend: "threads": frames are decoded and transformed here. "dali": by a pipeline of NVIDIA DALI, which shows
+            the same frames in the same crops; for `ShardDataset` (docs/dali.md says what it cannot do).
+        device: where DALI works and the batches lie: "gpu" is PyTorch's current CUDA device.
 
     Raises:
-        UsageError: a number out of range, or `drop_last` leaves no batch at all.
+        UsageError: a number out of range, `drop_last` leaves no batch at all, or DALI cannot do what is asked for.
+        MissingPackage: DALI is asked for and not installed.
     """
-    return Loader(
-        dataset,
+    if backend not in get_args(LoaderBackend) or device not in get_args(Device):
+        raise UsageError(f"backend is 'threads' or 'dali', device 'cpu' or 'gpu'; got {backend!r} and {device!r}.")
+    options = LoaderOptions(
         batch_size=batch_size,
         shuffle=shuffle,
         seed=seed,
@@ -115,6 +149,27 @@ def make_loader(
         pin_memory=pin_memory,
         on_error=on_error,
     )
+    if backend == "dali":
+        from vidprep.load.dali import DaliLoader
+
+        return DaliLoader(dataset, device=device, **options)
+    if device != "cpu":
+        raise UsageError("the backend 'threads' works on the CPU; for device 'gpu' choose backend='dali'.")
+    return Loader(dataset, **options)
+
+
+class LoaderOptions(TypedDict):
+    """The arguments that loaders of all backends have."""
+
+    batch_size: int
+    shuffle: bool
+    seed: int
+    workers: int
+    drop_last: bool
+    rank: int
+    world_size: int
+    pin_memory: bool
+    on_error: OnError
 
 
 class Loader:
@@ -201,6 +256,7 @@ class Loader:
             "num_samples": len(self.dataset),
             "shuffle": self.shuffle,
             "seed": self.seed,
+            "shuffle_shards": getattr(self.dataset, "shuffle_shards", None),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -211,7 +267,12 @@ class Loader:
         """
         if state.get("version") != 1:
             raise UsageError(f"the state of a loader has version 1, got {state.get('version')!r}.")
-        ours = {"num_samples": len(self.dataset), "shuffle": self.shuffle, "seed": self.seed}
+        ours = {
+            "num_samples": len(self.dataset),
+            "shuffle": self.shuffle,
+            "seed": self.seed,
+            "shuffle_shards": getattr(self.dataset, "shuffle_shards", None),
+        }
         for name, value in ours.items():
             if state[name] != value:
                 raise UsageError(
@@ -227,15 +288,26 @@ class Loader:
         """Yield the epoch's batches in order; what a sample raises is raised here, with the sample named."""
         self.dataset.set_epoch(self.epoch)
         batches, epoch, first = self._batches(), self.epoch, self._first
+        if isinstance(self.dataset, OrderedSource):
+            self.dataset.announce([index for indices in batches for index in indices])
         self._first = 0
         self.faults = []
         self._reached = (epoch, first)
-        return self._count(self._in_threads(batches, epoch) if self.workers else self._here(batches, epoch), first)
+        return self._count(self._prepare(batches, epoch), first)
+
+    def _prepare(self, batches: Sequence[Sequence[int]], epoch: int) -> Generator[PendingBatch, None, None]:
+        """The batches of an epoch in their order; other backends prepare them in their own way."""
+        return self._in_threads(batches, epoch) if self.workers else self._here(batches, epoch)
 
     def _batches(self) -> list[list[int]]:
         num_samples = len(self.dataset)
         if self.shuffle:
-            order: NDArray[np.int64] = np.random.default_rng((self.seed, self.epoch)).permutation(num_samples)
+            rng = np.random.default_rng((self.seed, self.epoch))
+            order: NDArray[np.int64]
+            if isinstance(self.dataset, OrderedSource):
+                order = self.dataset.shuffled(rng)
+            else:
+                order = rng.permutation(num_samples)
         else:
             order = np.arange(num_samples)
         order = order[self._first :]
@@ -245,7 +317,7 @@ class Loader:
         mine = order[self.rank :: self.world_size].tolist()
         return [mine[start : start + self.batch_size] for start in range(0, len(mine), self.batch_size)]
 
-    def _count(self, batches: Generator["_PendingBatch", None, None], first: int) -> Iterator[Batch]:
+    def _count(self, batches: Generator[PendingBatch, None, None], first: int) -> Iterator[Batch]:
         """The batches, as they are handed out: counted, and without the samples that gave no clip."""
         epoch = self._reached[0]
         num_samples = len(self.dataset)
@@ -272,20 +344,20 @@ class Loader:
                 self.faults[0].reason,
             )
 
-    def _here(self, batches: Sequence[Sequence[int]], epoch: int) -> Generator["_PendingBatch", None, None]:
+    def _here(self, batches: Sequence[Sequence[int]], epoch: int) -> Generator[PendingBatch, None, None]:
         for indices in batches:
-            pending = _PendingBatch(indices, self._memory, keep_faults=self.on_error == "count")
+            pending = _BatchInThreads(indices, self._memory, keep_faults=self.on_error == "count")
             with _one_torch_thread():
                 for place in range(len(indices)):
                     self._load_into(pending, place, epoch)
                     pending.raise_first()
             yield pending
 
-    def _in_threads(self, batches: Sequence[Sequence[int]], epoch: int) -> Generator["_PendingBatch", None, None]:
-        ready: deque[_PendingBatch] = deque()
+    def _in_threads(self, batches: Sequence[Sequence[int]], epoch: int) -> Generator[PendingBatch, None, None]:
+        ready: deque[_BatchInThreads] = deque()
         with _worker_threads(self.workers) as pool:
             for indices in batches:
-                pending = _PendingBatch(indices, self._memory, keep_faults=self.on_error == "count")
+                pending = _BatchInThreads(indices, self._memory, keep_faults=self.on_error == "count")
                 for place in range(len(indices)):
                     pool.submit(self._load_into, pending, place, epoch)
                 ready.append(pending)
@@ -294,7 +366,7 @@ class Loader:
             while ready:
                 yield ready.popleft()
 
-    def _load_into(self, pending: "_PendingBatch", place: int, epoch: int) -> None:
+    def _load_into(self, pending: "_BatchInThreads", place: int, epoch: int) -> None:
         # Whatever goes wrong here is raised where the batch is used; nobody looks at the outcome of this task.
         index = pending.indices[place]
         try:
@@ -308,7 +380,7 @@ class Loader:
             pending.put(place, error)
 
 
-class _PendingBatch:
+class _BatchInThreads:
     """A batch in the making: its samples are written into memory of its own, wherever they are prepared."""
 
     def __init__(self, indices: Sequence[int], memory: BatchMemory, *, keep_faults: bool) -> None:
