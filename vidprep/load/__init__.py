@@ -2,6 +2,7 @@
 
 from vidprep.load.dataset import ClipDataset, ClipOptions, ClipSettings, open_videos
 from vidprep.load.loader import BufferedSource, Loader, LoadFault, SampleSource, make_loader
+from vidprep.load.remote import ShardCache
 from vidprep.load.shards import ShardDataset
 from vidprep.load.transforms import (
     BoxMap,
@@ -26,6 +27,7 @@ __all__ = [
     "Loader",
     "Sample",
     "SampleSource",
+    "ShardCache",
     "ShardDataset",
     "Targets",
     "TrainTransform",

@@ -22,10 +22,14 @@ from vidprep.errors import CorruptShard, CorruptVideo, UsageError
 from vidprep.index import Manifest, Member, SampleRow, read_manifest, read_samples
 from vidprep.load.dataset import ClipOptions, ClipSettings, SampleMaker, check_labels, reused_memory
 from vidprep.load.facts import KeyFacts
+from vidprep.load.remote import ShardCache, is_url
 from vidprep.load.types import Allocate, Sample, new_frames
 from vidprep.types import Video
 
 __all__ = ["ShardDataset"]
+
+READ_AHEAD_SHARDS = 2
+"""Shards of a URL that are fetched before they are read."""
 
 _MAX_OPEN_SHARDS = 256
 """Shards held open; further ones are opened for each read, far below the usual limit of 1024 files."""
@@ -43,14 +47,20 @@ class ShardDataset(Dataset[Sample]):
         split: str | None = None,
         *,
         backend: Backend = "pyav",
+        cache: ShardCache | None = None,
+        shuffle_shards: int | None = None,
         **options: Unpack[ClipOptions],
     ) -> None:
         """Open one split.
 
         Args:
-            folder: what `vidprep shard --out` wrote.
+            folder: what `vidprep shard --out` wrote, or its URL (s3://, https://, ...): shards are then fetched into a
+                cache on this machine when they are needed, and verified.
             split: may be left out where the folder holds only one.
             backend: decoder of videos; frames are always JPEG.
+            cache: of a URL: where its shards are kept, and how many; None: `ShardCache(folder)`.
+            shuffle_shards: shuffle so many shards at a time, in a random order of shards, instead of all samples: for
+                shards that do not all fit into the cache. None: all samples.
             **options: the fields of `ClipSettings`.
 
         Raises:
@@ -59,7 +69,21 @@ class ShardDataset(Dataset[Sample]):
             CorruptShard: a shard is missing or not as long as its index says; names it.
         """
         settings = ClipSettings(**options)
-        self.folder = Path(folder)
+        if shuffle_shards is not None and shuffle_shards < 1:
+            raise UsageError(f"shuffle_shards must be at least 1 or None, got {shuffle_shards}.")
+        self.shuffle_shards = shuffle_shards
+        self._cache = cache
+        if is_url(folder):
+            self._cache = cache or ShardCache(str(folder))
+            if split is None:
+                names = self._cache.list_splits()
+                if len(names) != 1:
+                    raise UsageError(f"{folder} holds the splits {', '.join(names) or 'none'}; say which.")
+                split = names[0]
+            self._cache.fetch_index(split)
+        elif cache is not None:
+            raise UsageError(f"a cache is for shards at a URL, got the folder {folder}.")
+        self.folder = Path(folder) if self._cache is None else self._cache.folder
         self.manifest = read_manifest(self.folder, split)
         where = f"{self.folder}, split {self.manifest.split}"
         rows = read_samples(self.folder, self.manifest.split)
@@ -67,7 +91,11 @@ class ShardDataset(Dataset[Sample]):
             raise UsageError(
                 f"{where}: the split holds no samples ({len(self.manifest.faults)} faults); see its report."
             )
-        _check_shards(self.folder, self.manifest, rows)
+        _check_table(self.folder, self.manifest, rows)
+        if self._cache is None:
+            _check_files(self.folder, self.manifest)
+        else:
+            self._cache.use(self.manifest.shards)
         self.videos = [
             Video(
                 video_id=row.video_id,
@@ -102,7 +130,7 @@ class ShardDataset(Dataset[Sample]):
         self._facts = _MemberTable([[member for member in row.members if member.name == "json"] for row in rows])
         self.rows = [replace(row, members=()) for row in rows]
         """What is known of each sample, without its members, which for frame shards are most of the memory."""
-        self._files = _ShardFiles(self.folder)
+        self._files = _ShardFiles(self.folder, self._cache)
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the random clips, crops and flips of `epoch`, counted from 0."""
@@ -110,6 +138,24 @@ class ShardDataset(Dataset[Sample]):
 
     def __len__(self) -> int:
         return len(self.videos)
+
+    def shuffled(self, rng: np.random.Generator) -> NDArray[np.int64]:
+        """A random order of all samples, or with `shuffle_shards` of those of so many shards after each other."""
+        if self.shuffle_shards is None:
+            return rng.permutation(len(self))
+        shards: dict[str, list[int]] = {}
+        for index, row in enumerate(self.rows):
+            shards.setdefault(row.shard, []).append(index)
+        groups = list(shards.values())
+        mixed = [groups[at] for at in rng.permutation(len(groups))]
+        parts = (mixed[at : at + self.shuffle_shards] for at in range(0, len(mixed), self.shuffle_shards))
+        return np.concatenate([rng.permutation(np.concatenate(part)) for part in parts])
+
+    def announce(self, indices: Sequence[int]) -> None:
+        """Which samples will be read, in which order: shards of a URL are fetched ahead."""
+        if self._cache is not None:
+            names = list(dict.fromkeys(self.rows[index].shard for index in indices))
+            self._cache.read_ahead(names, num_shards=READ_AHEAD_SHARDS)
 
     def __getitem__(self, index: int) -> Sample:
         return self.load(index, epoch=self.epoch)
@@ -171,6 +217,8 @@ class ShardDataset(Dataset[Sample]):
 
     def close(self) -> None:
         """Let go of the shards; a later read opens them again."""
+        if self._cache is not None:
+            self._cache.close()
         self._files.close()
 
 
@@ -190,8 +238,9 @@ class _MemberTable:
 class _ShardFiles:
     """Shards opened at their first read and kept open; pickled without what is open."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, cache: ShardCache | None = None) -> None:
         self.folder = folder
+        self._cache = cache
         self._open: dict[str, int] = {}
 
     def read(self, shard: str, offset: int, size: int) -> bytes:
@@ -204,8 +253,12 @@ class _ShardFiles:
         kept = descriptor is not None
         try:
             if descriptor is None:
-                descriptor = os.open(self.folder / shard, os.O_RDONLY | os.O_CLOEXEC)
-                if len(self._open) < _MAX_OPEN_SHARDS:
+                if self._cache is not None:
+                    # Not kept open: what the cache drops would go on taking room.
+                    descriptor = self._cache.open(shard)
+                else:
+                    descriptor = os.open(self.folder / shard, os.O_RDONLY | os.O_CLOEXEC)
+                if self._cache is None and len(self._open) < _MAX_OPEN_SHARDS:
                     # setdefault is atomic: of two threads that open one shard, the first one's file is kept
                     kept = self._open.setdefault(shard, descriptor) == descriptor
             data = os.pread(descriptor, size, offset)
@@ -226,7 +279,7 @@ class _ShardFiles:
             os.close(self._open.popitem()[1])
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"folder": self.folder, "_open": {}}
+        return {"folder": self.folder, "_cache": self._cache, "_open": {}}
 
     def __del__(self) -> None:
         self.close()
@@ -253,8 +306,8 @@ class _StoredMembers(Sequence[bytes]):
         return self._files.read(self._shard, int(self._offsets[index]), int(self._sizes[index]))
 
 
-def _check_shards(folder: Path, manifest: Manifest, rows: Sequence[SampleRow]) -> None:
-    """What can be known without reading the shards: the table fits the manifest, the files are there and whole."""
+def _check_table(folder: Path, manifest: Manifest, rows: Sequence[SampleRow]) -> None:
+    """The table of samples fits the manifest."""
     unknown = {row.shard for row in rows} - {shard.name for shard in manifest.shards}
     if unknown:
         raise CorruptShard(f"{folder / min(unknown)}: in the table of samples, not in the manifest; write both again.")
@@ -268,12 +321,17 @@ def _check_shards(folder: Path, manifest: Manifest, rows: Sequence[SampleRow]) -
             )
     num_listed = Counter(row.shard for row in rows)
     for shard in manifest.shards:
-        path = folder / shard.name
         if num_listed[shard.name] != shard.num_samples:
             raise CorruptShard(
-                f"{path}: the table of samples lists {num_listed[shard.name]} of its {shard.num_samples} samples; "
-                "write the table again with `vidprep shard`."
+                f"{folder / shard.name}: the table of samples lists {num_listed[shard.name]} of its "
+                f"{shard.num_samples} samples; write the table again with `vidprep shard`."
             )
+
+
+def _check_files(folder: Path, manifest: Manifest) -> None:
+    """What can be known without reading the shards: they are there, and as long as the manifest says."""
+    for shard in manifest.shards:
+        path = folder / shard.name
         try:
             num_bytes = path.stat().st_size
         except OSError as error:
