@@ -170,11 +170,6 @@ class DaliLoader(Loader):
             codec = stream.codec_context.codec.canonical_name
             if codec not in _CODECS[self.device]:
                 raise UsageError(f"{name}: {_why_not(codec, self.device)}")
-            if stream.index != container.streams.video[0].index:
-                raise UsageError(
-                    f"{name} has several video streams and shows stream {stream.index}, but DALI decodes the first; "
-                    "choose backend='threads'."
-                )
             _check_key_frames(container, stream, row, name)
         with PyavReader(data, kept_packet_bytes=0) as reader:
             if reader.num_frames != row.num_frames:

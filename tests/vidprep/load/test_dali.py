@@ -14,6 +14,7 @@ from av.stream import Disposition
 from tests.videos import SecondStream, read_number, write_numbered_video
 from tests.vidprep.load import test_targets
 from tests.vidprep.load.folders import Source, write_shard_folder
+from vidprep.decode.pyav import PyavReader
 from vidprep.errors import CorruptVideo, MissingPackage, UsageError
 from vidprep.load import Batch, ClipDataset, Loader, ShardDataset, dali, make_loader
 from vidprep.types import Video
@@ -311,7 +312,7 @@ def test_videos_that_dali_would_show_wrongly_are_refused(
         make_loader(dataset, batch_size=1, backend="dali")
 
 
-def test_a_video_that_shows_its_second_stream_is_refused(tmp_path: Path) -> None:
+def test_dali_shows_the_best_of_several_streams(tmp_path: Path) -> None:
     second = SecondStream(num_frames=NUM_FRAMES, width=64, height=48, start=1000, comes_first=True)
     both = write_numbered_video(tmp_path / "both.mkv", num_frames=NUM_FRAMES, second_stream=second, **VP9)
     path = tmp_path / "default.mkv"
@@ -322,9 +323,11 @@ def test_a_video_that_shows_its_second_stream_is_refused(tmp_path: Path) -> None
             if packet.dts is not None:
                 packet.stream = copies[packet.stream_index]
                 target.mux(packet)
+    with PyavReader(path) as reader:
+        assert reader.stream.index == 1
     folder = write_shard_folder(tmp_path / "shards", [Source(video=Video(video_id="v", labels=(0,)), path=path)])
-    with pytest.raises(UsageError, match="has several video streams and shows stream 1, but DALI decodes the first"):
-        make_loader(ShardDataset(folder, **CLIPS), batch_size=1, backend="dali")
+    (batch,) = make_loader(ShardDataset(folder, **WHOLE), batch_size=1, workers=1, backend="dali")
+    assert numbers(batch) == [list(range(1, NUM_FRAMES, 2))]
 
 
 def test_what_dali_cannot_do_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
