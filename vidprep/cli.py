@@ -657,6 +657,68 @@ def import_list(
     _tell_faults(list(faults.values()), num_videos=len(listed.rows), what="not as listed")
 
 
+class LoadDtype(StrEnum):
+    """What batches hold."""
+
+    float32 = "float32"
+    uint8 = "uint8"
+
+
+bench_app = typer.Typer(
+    name="bench", help="Measure how fast this machine is.", no_args_is_help=False, rich_markup_mode=None
+)
+app.add_typer(bench_app)
+
+
+@bench_app.callback()
+def _bench() -> None:
+    pass
+
+
+@bench_app.command("load")
+def bench_load(
+    shards: Annotated[Path, typer.Argument(help="A folder of shards.")],
+    split_name: SplitName = None,
+    num_frames: Annotated[int, typer.Option("--num-frames", min=1, help="Frames of a clip.")] = 8,
+    resize: Annotated[int, typer.Option("--resize", min=1, help="Short side before the crop, in pixels.")] = 256,
+    crop: Annotated[int, typer.Option("--crop", min=1, help="Side of what the model sees, in pixels.")] = 224,
+    dtype: Annotated[LoadDtype, typer.Option("--dtype", help="Normalised floats, or bytes.")] = LoadDtype.float32,
+    train: Annotated[bool, typer.Option("--train", help="Random clips and crops.")] = False,
+    batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Clips of a batch.")] = 16,
+    workers: Annotated[
+        int, typer.Option("--workers", "-w", min=1, help="Threads or processes of each.", show_default="all cores")
+    ] = _num_cores(),
+    rounds: Annotated[int, typer.Option("--rounds", min=1, help="Measured rounds of each backend.")] = 3,
+    seconds: Annotated[float, typer.Option("--seconds", min=0.1, help="A round takes at least so long.")] = 2.0,
+    png: Annotated[Path | None, typer.Option("--png", help="Draw the table to this file, too.")] = None,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write the report to this file, too.")] = None,
+) -> None:
+    """Clips per second of every way to load these shards that is there, against the decoder's own limit."""
+    from vidprep.bench import LoadTask, measure_loading
+    from vidprep.index import read_manifest
+
+    for path in (png, json_file):
+        if path is not None and not path.absolute().parent.is_dir():
+            raise UsageError(f"{path}: there is no folder {path.absolute().parent}.")
+    task = LoadTask(
+        folder=str(shards),
+        split=read_manifest(shards, split_name).split,
+        num_frames=num_frames,
+        resize=resize,
+        crop=crop,
+        dtype=dtype.value,
+        train=train,
+        batch_size=batch_size,
+        workers=workers,
+    )
+    report = measure_loading(task, rounds=rounds, seconds=seconds, say=lambda line: typer.echo(line, err=True))
+    typer.echo(report.to_text())
+    if png is not None:
+        report.draw(png)
+    if json_file is not None:
+        json_file.write_text(report.to_json(), encoding="utf-8")
+
+
 def _load(
     dataset: str, split_name: str | None, data_root: Path, *, is_located: bool = True
 ) -> "tuple[DatasetInfo, Split, dict[str, Path]]":

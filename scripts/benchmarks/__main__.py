@@ -6,7 +6,11 @@ from pathlib import Path
 
 from scripts.benchmarks.runner import write_json
 
-BENCHMARKS = {"decode": "scripts.benchmarks.decode", "sta": "scripts.benchmarks.sta"}
+BENCHMARKS = {
+    "decode": "scripts.benchmarks.decode",
+    "load": "scripts.benchmarks.load",
+    "sta": "scripts.benchmarks.sta",
+}
 """Name -> module with `run(rounds=...) -> (ratios, machine)`."""
 
 

@@ -2,10 +2,10 @@
 
 import io
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 import simplejpeg
@@ -22,6 +22,10 @@ __all__ = ["JpegReader", "find_frames"]
 _PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
 
 
+def _fresh(shape: tuple[int, ...]) -> NDArray[np.uint8]:
+    return np.empty(shape, dtype=np.uint8)
+
+
 class JpegReader:
     """JPEG (or PNG) frames as a video: a folder of numbered files, or a list of encoded frames.
 
@@ -30,6 +34,9 @@ class JpegReader:
         template: of the files' names, with one number field: "img_{:05d}.jpg" or "img_{:05d}.png". Other files of
             the folder (optical flow, lists) are not looked at.
         fps: frames per second; None: `pts_seconds` are NaN.
+        min_side: frames are decoded at 1/2, 1/4 or 1/8 of their size as long as the shorter side keeps so many pixels;
+            None: as large as they are. The decoder then leaves out the finer frequencies of each 8x8 block.
+        allocate: memory (h, w, c) for the frames of `iterate_frames`, in place of fresh one.
 
     Raises:
         MissingVideo: no such folder.
@@ -38,7 +45,13 @@ class JpegReader:
     """
 
     def __init__(
-        self, source: str | Path | Sequence[bytes], *, template: str = "image_{:05d}.jpg", fps: float | None = None
+        self,
+        source: str | Path | Sequence[bytes],
+        *,
+        template: str = "image_{:05d}.jpg",
+        fps: float | None = None,
+        min_side: int | None = None,
+        allocate: Callable[[tuple[int, ...]], NDArray[np.uint8]] = _fresh,
     ) -> None:
         if fps is not None and not fps > 0:
             raise UsageError(f"fps must be positive or None, got {fps}.")
@@ -51,7 +64,18 @@ class JpegReader:
             self._frames = source
         if not self._frames:
             raise CorruptVideo(f"{self._name}: there are no frames.")
-        self._height, self._width = self._size_of(0, self._encoded(0))
+        self._first = self._encoded(0)
+        self.stored_height, self.stored_width = self._size_of(0, self._first)
+        self._allocate = allocate
+        short_side = min(self.stored_height, self.stored_width)
+        can_scale = min_side is not None and not self._first.startswith(_PNG_MAGIC)
+        sizes = (2, 4, 8) if can_scale else ()
+        self._divisor = max([1, *(size for size in sizes if short_side / size >= (min_side or 0))])
+        # rounded up, as libjpeg does
+        self._height, self._width = -(-self.stored_height // self._divisor), -(-self.stored_width // self._divisor)
+        self._options: dict[str, Any] = {"colorspace": "RGB"}
+        if self._divisor > 1:
+            self._options |= {"min_height": self._height, "min_width": self._width, "min_factor": 2}
         step = np.nan if fps is None else 1 / fps
         self._pts_seconds: NDArray[np.float64] = np.arange(self.num_frames, dtype=np.float64) * step
 
@@ -62,12 +86,12 @@ class JpegReader:
 
     @property
     def height(self) -> int:
-        """Pixels, of the first frame."""
+        """Pixels, of the first frame as it is decoded."""
         return self._height
 
     @property
     def width(self) -> int:
-        """Pixels, of the first frame."""
+        """Pixels, of the first frame as it is decoded."""
         return self._width
 
     @property
@@ -89,23 +113,49 @@ class JpegReader:
             if index in done:
                 data[place] = data[done[index]]
                 continue
-            encoded = self._encoded(index)
-            size = self._size_of(index, encoded)
-            if size != (self._height, self._width):
-                raise CorruptVideo(
-                    f"{self._label(index)}: is {size[1]}x{size[0]} pixels, "
-                    f"the first frame {self._width}x{self._height}; fetch or extract the frames again."
-                )
-            try:
-                if encoded.startswith(_PNG_MAGIC):
-                    with Image.open(io.BytesIO(encoded)) as image:
-                        data[place] = np.asarray(image.convert("RGB"))
-                else:
-                    simplejpeg.decode_jpeg(encoded, colorspace="RGB", buffer=data[place])
-            except (ValueError, OSError, SyntaxError) as error:  # the last is what PIL says of broken PNG chunks
-                raise CorruptVideo(f"{self._label(index)}: is damaged: {error}.") from error
+            self._decode(index, data[place])
             done[index] = place
         return FrameBatch(data=data.transpose(0, 3, 1, 2), pts_seconds=self._pts_seconds[wanted])
+
+    def iterate_frames(self, indices: Sequence[int] | NDArray[np.int64]) -> Iterator[NDArray[np.uint8]]:
+        """Frames (h, w, c) at `indices`, one after the other, each in the memory of the one before.
+
+        Raises:
+            IndexError: an index outside 0 ... num_frames - 1.
+            CorruptVideo: a frame that is no sound JPEG, or of another size than the first.
+        """
+        picture = self._allocate((self._height, self._width, 3))
+        for index in check_indices(indices, num_frames=self.num_frames, name=self._name):
+            self._decode(index, picture)
+            yield picture
+
+    def _decode(self, index: int, picture: NDArray[np.uint8]) -> None:
+        """Decode a frame into (h, w, c) memory."""
+        encoded = self._encoded(index) if index else self._first
+        fault = None
+        try:
+            if self._decode_into(encoded, picture) == picture.shape:
+                return
+        except (ValueError, OSError, SyntaxError) as error:  # the last is what PIL says of broken PNG chunks
+            fault = error
+        size = self._size_of(index, encoded)
+        if size != (self.stored_height, self.stored_width):
+            raise CorruptVideo(
+                f"{self._label(index)}: is {size[1]}x{size[0]} pixels, "
+                f"the first frame {self.stored_width}x{self.stored_height}; fetch or extract the frames again."
+            )
+        raise CorruptVideo(f"{self._label(index)}: is damaged: {fault}.") from fault
+
+    def _decode_into(self, encoded: bytes, picture: NDArray[np.uint8]) -> tuple[int, ...]:
+        """The shape that was decoded; `picture` holds it where it has this shape."""
+        if not encoded.startswith(_PNG_MAGIC):
+            shape: tuple[int, ...] = simplejpeg.decode_jpeg(encoded, buffer=picture, **self._options).shape
+            return shape
+        with Image.open(io.BytesIO(encoded)) as image:
+            pixels = np.asarray(image.convert("RGB"))
+        if pixels.shape == picture.shape:
+            picture[:] = pixels
+        return pixels.shape
 
     def close(self) -> None:
         """Nothing is held open."""

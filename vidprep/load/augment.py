@@ -6,19 +6,23 @@ clips. (timm's and torchvision's own classes draw from global states and choose 
 
 import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
 from vidprep.errors import UsageError
 
-__all__ = ["RandAugment", "erased_box", "random_resized_box"]
+__all__ = ["Operation", "RandAugment", "apply_operations", "erased_box", "random_resized_box"]
+
+Operation = tuple[str, tuple[float, ...]]
+"""Name, and arguments."""
 
 FILL = (128, 128, 128)
 """Colour of what an operation moves in from outside."""
@@ -89,14 +93,10 @@ class RandAugment:
         drawn = self.draw(rng)
         if not drawn:
             return frames
-        operations = _timm_operations()
-        images = [Image.fromarray(frame) for frame in frames.movedim(1, -1).contiguous().numpy()]
-        for name, arguments in drawn:
-            how = {"fillcolor": FILL, "resample": Image.Resampling.BICUBIC}
-            images = [operations[name](image, *arguments, **how) for image in images]
-        return torch.from_numpy(np.stack([np.asarray(image) for image in images])).movedim(-1, 1)
+        changed = [apply_operations(frame, drawn) for frame in frames.movedim(1, -1).contiguous().numpy()]
+        return torch.from_numpy(np.stack(changed)).movedim(-1, 1)
 
-    def draw(self, rng: np.random.Generator) -> list[tuple[str, tuple[float, ...]]]:
+    def draw(self, rng: np.random.Generator) -> list[Operation]:
         """Names and arguments of the operations to apply, in this order."""
         drawn = []
         names = list(OPERATIONS)
@@ -107,6 +107,15 @@ class RandAugment:
             sign = 1 if rng.random() < 0.5 else -1
             drawn.append((names[index], OPERATIONS[names[index]](float(magnitude), sign)))
         return drawn
+
+
+def apply_operations(frame: NDArray[np.uint8], operations: Sequence[Operation]) -> NDArray[np.uint8]:
+    """Change one frame, (h, w, 3) -> the same."""
+    known = _timm_operations()
+    image = Image.fromarray(frame)
+    for name, arguments in operations:
+        image = known[name](image, *arguments, fillcolor=FILL, resample=Image.Resampling.BICUBIC)
+    return np.asarray(image)
 
 
 @cache

@@ -8,11 +8,14 @@ What is random in sample i of an epoch follows from (seed, epoch, i) alone, so n
 workers nor the order of reading changes a clip.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+import math
+import threading
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from types import MappingProxyType
-from typing import Required, TypedDict, Unpack, get_args
+from typing import Literal, Required, TypedDict, Unpack, get_args
 
 import numpy as np
 import torch
@@ -22,12 +25,14 @@ from torch.utils.data import Dataset
 
 from vidprep import datasets
 from vidprep.decode import Backend, open_video
+from vidprep.decode.jpeg import JpegReader
+from vidprep.decode.pyav import PyavReader
 from vidprep.decode.types import VideoReader
 from vidprep.errors import CorruptVideo, MissingVideo, UsageError
 from vidprep.index import sample_id
 from vidprep.load.augment import RandAugment
-from vidprep.load.transforms import BoxMap, CropPlacement, EvalTransform, TrainCrop, TrainTransform
-from vidprep.load.types import FrameTargets, Sample
+from vidprep.load.transforms import BoxMap, CropPlacement, EvalTransform, TrainCrop, TrainTransform, Window
+from vidprep.load.types import Allocate, FrameTargets, Sample, new_frames
 from vidprep.sampling import (
     ClipPlacement,
     Sampler,
@@ -40,7 +45,17 @@ from vidprep.sampling import (
 )
 from vidprep.types import Box, FrameFormat, Task, Video
 
-__all__ = ["ClipDataset", "ClipOptions", "ClipSettings", "SampleMaker", "check_labels", "open_videos", "position"]
+__all__ = [
+    "ClipDataset",
+    "ClipOptions",
+    "ClipPlan",
+    "ClipSettings",
+    "SampleMaker",
+    "check_labels",
+    "open_videos",
+    "position",
+    "reused_memory",
+]
 
 
 class ClipOptions(TypedDict, total=False):
@@ -67,6 +82,8 @@ class ClipOptions(TypedDict, total=False):
     flip: bool
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
+    dtype: Literal["float32", "uint8"]
+    dct_scaling: bool
     seed: int
 
 
@@ -118,6 +135,11 @@ class ClipSettings:
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
     """Of RGB in 0 ... 1, subtracted."""
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+    dtype: Literal["float32", "uint8"] = "float32"
+    """float32: normalised. uint8: the bytes, for `normalise` on the device: a quarter of the memory to copy there."""
+    dct_scaling: bool = False
+    """JPEG frames at least twice as large as needed are decoded at 1/2, 1/4 or 1/8 of their size: quicker, and not the
+    same pixels (docs/loading.md)."""
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -152,6 +174,12 @@ class ClipSettings:
             raise UsageError(f"num_crops is 1 (centre) or 3 (left, centre and right), got {self.num_crops}.")
         if not self.scales or not all(0 < scale <= 1 for scale in self.scales):
             raise UsageError(f"scales are fractions of the short side, above 0 and at most 1, got {self.scales}.")
+        if self.dtype not in ("float32", "uint8"):
+            raise UsageError(f"dtype is 'float32' or 'uint8', got {self.dtype!r}.")
+        if self.dtype == "uint8" and self.train and (self.random_erasing or self.train_crop == "random_resized"):
+            raise UsageError(
+                'random_erasing and train_crop "random_resized" give no whole grey levels; use dtype "float32".'
+            )
         if min(self.std) <= 0:
             raise UsageError(f"std must be positive, got {self.std}.")
 
@@ -172,6 +200,13 @@ class ClipSettings:
             return sample_dense(num_frames, num_segments=self.num_frames, window=self.dense_window, rng=rng)[None]
         return sample_segments(num_frames, num_segments=self.num_frames, short=self.short, rng=rng)[None]
 
+    @property
+    def min_decoded_side(self) -> int | None:
+        """Short side in pixels below which no frame may be scaled while it is decoded; None: none is scaled at all."""
+        if not self.dct_scaling or (self.train and self.train_crop == "random_resized"):
+            return None
+        return math.ceil(self.crop / min(self.scales)) if self.train else self.resize
+
     def train_transform(self, flip_pairs: Mapping[int, int]) -> TrainTransform:
         """The random transform of these settings."""
         return TrainTransform(
@@ -185,6 +220,7 @@ class ClipSettings:
             flip_pairs=flip_pairs,
             mean=self.mean,
             std=self.std,
+            is_normalised=self.dtype == "float32",
         )
 
     def eval_transform(self) -> EvalTransform:
@@ -197,11 +233,42 @@ class ClipSettings:
             antialias=self.antialias,
             mean=self.mean,
             std=self.std,
+            is_normalised=self.dtype == "float32",
         )
 
     def rng(self, epoch: int, index: int) -> np.random.Generator | None:
         """Source of what is random in sample `index` of `epoch`; None in evaluation."""
         return np.random.default_rng((self.seed, epoch, index)) if self.train else None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClipPlan:
+    """A sample without its pixels: which frames it shows, what is done to them, and all that is told with them."""
+
+    video_id: str
+    index: NDArray[np.int64]
+    """(clips, t): frames of the video."""
+    windows: tuple[Window, ...]
+    """What is done to each frame of a clip; several where a clip is augmented more than once."""
+    labels: Tensor
+    pts_seconds: Tensor
+    """(v, t) float64."""
+    targets: list[list[FrameTargets]] | None
+
+    @property
+    def num_views(self) -> int:
+        """v: clips, times crops or augmented copies."""
+        return len(self.pts_seconds)
+
+    def sample(self, frames: Tensor) -> Sample:
+        """The sample whose pixels are `frames` (v, t, c, h, w)."""
+        return Sample(
+            video_id=self.video_id,
+            frames=frames,
+            labels=self.labels,
+            pts_seconds=self.pts_seconds,
+            targets=self.targets,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -232,6 +299,8 @@ class SampleMaker:
         rng: np.random.Generator | None,
         pts_seconds: NDArray[np.float64] | None = None,
         boxes: Callable[[int], Sequence[Box]] | None = None,
+        box_scale: tuple[float, float] = (1.0, 1.0),
+        allocate: Allocate = new_frames,
     ) -> Sample:
         """The clips of one video, or of its annotated segment; random ones with `rng`.
 
@@ -243,41 +312,115 @@ class SampleMaker:
             rng: source of random choices; None for evaluation.
             pts_seconds: (num_frames,) times of the frames where the reader knows none; None: the reader's.
             boxes: for detection, the objects in a frame of the reader, by its index; None where none are known.
+            box_scale: (x, y), pixels of the reader's frames for one of the boxes'.
+            allocate: where the clips are written.
 
         Raises:
             CorruptVideo: a frame that was asked for does not decode, or the annotated segment holds no frame.
         """
         times = reader.pts_seconds if pts_seconds is None else pts_seconds
-        candidates = _frames_of_segment(times, video)
-        index = candidates[self.settings.indices(len(candidates), rng)]  # (clips, t)
-        frames, labels = reader.get_frames_at(index.reshape(-1)).to_torch(), video.labels
-        shown = torch.from_numpy(times[index])
-        if rng is None:
-            transform = self.settings.eval_transform()
-            crops = transform(frames)  # (crops, clips * t, c, h, w)
-            views = crops.reshape(-1, index.shape[1], *crops.shape[2:])
-            shown = shown.repeat(len(crops), 1)
-            box_maps = transform.box_maps(reader.height, reader.width)
-        else:
-            # What a flip changes is the verb; a noun may have the same number.
-            flipped, kept = (labels[:1], labels[1:]) if self.task == "verb_noun" else (labels, ())
-            train_transform = self.settings.train_transform(self.flip_pairs)
-            changed = [train_transform.with_map(frames, flipped, rng) for _ in range(self.settings.num_repeats)]
-            views, box_maps = torch.stack([clip for clip, _, _ in changed]), [box_map for _, _, box_map in changed]
-            labels, shown = changed[0][1] + kept, shown.repeat(len(changed), 1)
+        index = self._choose(times, video, rng)
+        places: dict[int, list[int]] = {}
+        for place, at in enumerate(index.reshape(-1).tolist()):
+            places.setdefault(at, []).append(place)
+        wanted = sorted(places)
+        pictures = _pictures(reader, wanted)
+        first = next(pictures)
+        shape = first.shape
+        plan = self._plan(index, times, video, shape[0], shape[1], rng, boxes, box_scale)
+        num_views = plan.num_views
+        views = allocate((num_views, index.shape[1], 3, self.settings.crop, self.settings.crop), plan.windows[0].dtype)
+        writers = [
+            window.writer(part) for window, part in zip(plan.windows, views.chunk(len(plan.windows)), strict=True)
+        ]
+        for at, picture in zip(wanted, chain([first], pictures), strict=True):
+            if picture.shape != shape:
+                raise CorruptVideo(
+                    f"frame {at} is {picture.shape[1]}x{picture.shape[0]} pixels, frames before it "
+                    f"{shape[1]}x{shape[0]}; re-encode the video to one size."
+                )
+            for place in places[at]:
+                for write in writers:
+                    write(picture, place)
+        return plan.sample(views)
+
+    def plan(
+        self,
+        pts_seconds: NDArray[np.float64],
+        video: Video,
+        *,
+        height: int,
+        width: int,
+        rng: np.random.Generator | None,
+        boxes: Callable[[int], Sequence[Box]] | None = None,
+        box_scale: tuple[float, float] = (1.0, 1.0),
+    ) -> ClipPlan:
+        """The same choices as a call makes, for those who decode and transform the frames themselves.
+
+        Args:
+            pts_seconds: (num_frames,) times of the video's frames.
+            video: its labels and its segment.
+            height: of its frames, in pixels.
+            width: of its frames, in pixels.
+            rng: source of random choices; None for evaluation.
+            boxes: as in a call.
+            box_scale: as in a call.
+
+        Raises:
+            CorruptVideo: the annotated segment holds no frame.
+        """
+        index = self._choose(pts_seconds, video, rng)
+        return self._plan(index, pts_seconds, video, height, width, rng, boxes, box_scale)
+
+    def _choose(
+        self, pts_seconds: NDArray[np.float64], video: Video, rng: np.random.Generator | None
+    ) -> NDArray[np.int64]:
+        """Frames of the video's clips, (clips, t)."""
+        candidates = _frames_of_segment(pts_seconds, video)
+        return candidates[self.settings.indices(len(candidates), rng)]
+
+    def _plan(
+        self,
+        index: NDArray[np.int64],
+        pts_seconds: NDArray[np.float64],
+        video: Video,
+        height: int,
+        width: int,
+        rng: np.random.Generator | None,
+        boxes: Callable[[int], Sequence[Box]] | None,
+        box_scale: tuple[float, float],
+    ) -> ClipPlan:
+        windows, labels, box_maps = self._windows(height, width, video.labels, rng)
         targets = None
         if boxes is not None:
             targets = [
-                [_targets(boxes(int(at)), box_map) for at in clip_index] for box_map in box_maps for clip_index in index
+                [_targets(boxes(int(at)), box_map, box_scale) for at in clip_index]
+                for box_map in box_maps
+                for clip_index in index
             ]
             labels = tuple(sorted({int(label) for view in targets for frame in view for label in frame.labels}))
-        return Sample(
+        return ClipPlan(
             video_id=sample_id(video),
-            frames=views,
+            index=index,
+            windows=windows,
             labels=self._encode(labels),
-            pts_seconds=shown,
+            pts_seconds=torch.from_numpy(np.tile(pts_seconds[index], (len(box_maps), 1))),
             targets=targets,
         )
+
+    def _windows(
+        self, height: int, width: int, labels: tuple[int, ...], rng: np.random.Generator | None
+    ) -> tuple[tuple[Window, ...], tuple[int, ...], list[BoxMap]]:
+        """What is done to the frames, the labels of what they then show, and where the boxes of each view go."""
+        if rng is None:
+            transform = self.settings.eval_transform()
+            return (transform.window(height, width),), labels, transform.box_maps(height, width)
+        # What a flip changes is the verb; a noun may have the same number.
+        flipped, kept = (labels[:1], labels[1:]) if self.task == "verb_noun" else (labels, ())
+        train_transform = self.settings.train_transform(self.flip_pairs)
+        drawn = [train_transform.window(height, width, flipped, rng) for _ in range(self.settings.num_repeats)]
+        windows, box_maps = tuple(window for window, _, _ in drawn), [box_map for _, _, box_map in drawn]
+        return windows, drawn[0][1] + kept, box_maps
 
     def _encode(self, labels: tuple[int, ...]) -> Tensor:
         if self.task == "single_label":
@@ -289,9 +432,10 @@ class SampleMaker:
         return hot
 
 
-def _targets(boxes: Sequence[Box], box_map: BoxMap) -> FrameTargets:
+def _targets(boxes: Sequence[Box], box_map: BoxMap, scale: tuple[float, float]) -> FrameTargets:
     """The objects of a frame that are to be seen in the window of a transform, as they lie there."""
     corners = torch.tensor([box.xyxy for box in boxes], dtype=torch.float64).reshape(-1, 4)
+    corners *= torch.tensor([*scale, *scale], dtype=torch.float64)
     moved, is_seen = box_map(corners)
     return FrameTargets(
         boxes=moved[is_seen],
@@ -405,18 +549,32 @@ class ClipDataset(Dataset[Sample]):
         return len(self.videos)
 
     def __getitem__(self, index: int) -> Sample:
+        return self.load(index, epoch=self.epoch)
+
+    def load(self, index: int, *, epoch: int, allocate: Allocate = new_frames) -> Sample:
+        """Sample `index` of an epoch, its frames written where `allocate` says.
+
+        Raises:
+            CorruptVideo: it gives no clip; names it.
+        """
         index = position(index, len(self))
         video, path = self.videos[index], self.paths[index]
         try:
             with self._open(path) as reader:
-                return self.make(reader, video, rng=self.make.settings.rng(self.epoch, index))
+                return self.make(reader, video, rng=self.make.settings.rng(epoch, index), allocate=allocate)
         except CorruptVideo as error:
             raise CorruptVideo(f"{sample_id(video)} ({path}) gives no clip: {error}") from error
 
     def _open(self, path: str) -> VideoReader:
         if self.delivered is None:
             return open_video(path, backend=self.backend)
-        return open_video(path, backend="jpeg", template=self.delivered.template, fps=self.delivered.fps)
+        return JpegReader(
+            path,
+            template=self.delivered.template,
+            fps=self.delivered.fps,
+            min_side=self.make.settings.min_decoded_side,
+            allocate=reused_memory,
+        )
 
 
 def open_videos(
@@ -464,6 +622,26 @@ def position(index: int, length: int) -> int:
     if not -length <= index < length:
         raise IndexError(f"sample {index} of a data set of {length} samples; they count from 0 to {length - 1}")
     return index % length
+
+
+_scratch = threading.local()
+
+
+def reused_memory(shape: tuple[int, ...]) -> NDArray[np.uint8]:
+    """Memory for a decoded frame, the thread's own: the next one that it decodes overwrites it."""
+    size = math.prod(shape)
+    memory: NDArray[np.uint8] | None = getattr(_scratch, "memory", None)
+    if memory is None or not size <= len(memory) <= 4 * size:
+        memory = _scratch.memory = np.empty(size, dtype=np.uint8)
+    return memory[:size].reshape(shape)
+
+
+def _pictures(reader: VideoReader, wanted: Sequence[int]) -> Iterator[NDArray[np.uint8]]:
+    """The frames (h, w, c) at these ascending indices, each to be used before the next is asked for."""
+    if isinstance(reader, JpegReader | PyavReader):
+        yield from reader.iterate_frames(wanted)
+    else:
+        yield from reader.get_frames_at(wanted).data.transpose(0, 2, 3, 1)
 
 
 def _frames_of_segment(pts_seconds: NDArray[np.float64], video: Video) -> NDArray[np.int64]:

@@ -4,11 +4,10 @@ A shard is read with `pread`, which has no position to share: threads, forked an
 use one data set at the same time.
 """
 
-import json
 import logging
 import os
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Unpack, overload
@@ -18,16 +17,22 @@ from numpy.typing import NDArray
 from torch.utils.data import Dataset
 
 from vidprep.decode import Backend, open_video
+from vidprep.decode.jpeg import JpegReader
 from vidprep.decode.types import VideoReader
 from vidprep.errors import CorruptShard, CorruptVideo, UsageError
 from vidprep.index import Manifest, Member, SampleRow, read_manifest, read_samples
-from vidprep.load.dataset import ClipOptions, ClipSettings, SampleMaker, check_labels, position
-from vidprep.load.types import Sample
-from vidprep.types import Box, Video
+from vidprep.load.dataset import ClipOptions, ClipSettings, SampleMaker, check_labels, position, reused_memory
+from vidprep.load.facts import KeyFacts
+from vidprep.load.remote import ShardCache, is_url
+from vidprep.load.types import Allocate, Sample, new_frames
+from vidprep.types import Video
 
 __all__ = ["ShardDataset"]
 
 logger = logging.getLogger(__name__)
+
+READ_AHEAD_SHARDS = 2
+"""Shards of a URL that are fetched before they are read."""
 
 _MAX_OPEN_SHARDS = 256
 """Shards held open; further ones are opened for each read, far below the usual limit of 1024 files."""
@@ -46,15 +51,21 @@ class ShardDataset(Dataset[Sample]):
         *,
         backend: Backend = "pyav",
         min_frames: int = 1,
+        cache: ShardCache | None = None,
+        shuffle_shards: int | None = None,
         **options: Unpack[ClipOptions],
     ) -> None:
         """Open one split.
 
         Args:
-            folder: what `vidprep shard --out` wrote.
+            folder: what `vidprep shard --out` wrote, or its URL (s3://, https://, ...): shards are then fetched into a
+                cache on this machine when they are needed, and verified.
             split: may be left out where the folder holds only one.
             backend: decoder of videos; frames are always JPEG.
             min_frames: videos with fewer frames are left out, which the log says.
+            cache: of a URL: where its shards are kept, and how many; None: `ShardCache(folder)`.
+            shuffle_shards: shuffle so many shards at a time, in a random order of shards, instead of all samples: for
+                shards that do not all fit into the cache. None: all samples.
             **options: the fields of `ClipSettings`.
 
         Raises:
@@ -63,7 +74,21 @@ class ShardDataset(Dataset[Sample]):
             CorruptShard: a shard is missing or not as long as its index says; names it.
         """
         settings = ClipSettings(**options)
-        self.folder = Path(folder)
+        if shuffle_shards is not None and shuffle_shards < 1:
+            raise UsageError(f"shuffle_shards must be at least 1 or None, got {shuffle_shards}.")
+        self.shuffle_shards = shuffle_shards
+        self._cache = cache
+        if is_url(folder):
+            self._cache = cache or ShardCache(str(folder))
+            if split is None:
+                names = self._cache.list_splits()
+                if len(names) != 1:
+                    raise UsageError(f"{folder} holds the splits {', '.join(names) or 'none'}; say which.")
+                split = names[0]
+            self._cache.fetch_index(split)
+        elif cache is not None:
+            raise UsageError(f"a cache is for shards at a URL, got the folder {folder}.")
+        self.folder = Path(folder) if self._cache is None else self._cache.folder
         self.manifest = read_manifest(self.folder, split)
         where = f"{self.folder}, split {self.manifest.split}"
         rows = read_samples(self.folder, self.manifest.split)
@@ -71,8 +96,12 @@ class ShardDataset(Dataset[Sample]):
             raise UsageError(
                 f"{where}: the split holds no samples ({len(self.manifest.faults)} faults); see its report."
             )
-        _check_shards(self.folder, self.manifest, rows)
+        _check_table(self.folder, self.manifest, rows)
         rows = _long_enough(rows, min_frames, where=where)
+        if self._cache is None:
+            _check_files(self.folder, self.manifest)
+        else:
+            self._cache.use(self.manifest.shards)
         self.videos = [
             Video(
                 video_id=row.video_id,
@@ -105,9 +134,9 @@ class ShardDataset(Dataset[Sample]):
         self.epoch = 0
         self._media = _MemberTable([[member for member in row.members if member.name != "json"] for row in rows])
         self._facts = _MemberTable([[member for member in row.members if member.name == "json"] for row in rows])
-        # without their members, which for frame shards are most of the memory
-        self._rows = [replace(row, members=()) for row in rows]
-        self._files = _ShardFiles(self.folder)
+        self.rows = [replace(row, members=()) for row in rows]
+        """What is known of each sample, without its members, which for frame shards are most of the memory."""
+        self._files = _ShardFiles(self.folder, self._cache)
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the random clips, crops and flips of `epoch`, counted from 0."""
@@ -116,28 +145,65 @@ class ShardDataset(Dataset[Sample]):
     def __len__(self) -> int:
         return len(self.videos)
 
+    def shuffled(self, rng: np.random.Generator) -> NDArray[np.int64]:
+        """A random order of all samples, or with `shuffle_shards` of those of so many shards after each other."""
+        if self.shuffle_shards is None:
+            return rng.permutation(len(self))
+        shards: dict[str, list[int]] = {}
+        for index, row in enumerate(self.rows):
+            shards.setdefault(row.shard, []).append(index)
+        groups = list(shards.values())
+        mixed = [groups[at] for at in rng.permutation(len(groups))]
+        parts = (mixed[at : at + self.shuffle_shards] for at in range(0, len(mixed), self.shuffle_shards))
+        return np.concatenate([rng.permutation(np.concatenate(part)) for part in parts])
+
+    def announce(self, indices: Sequence[int]) -> None:
+        """Which samples will be read, in which order: shards of a URL are fetched ahead."""
+        if self._cache is not None:
+            names = list(dict.fromkeys(self.rows[index].shard for index in indices))
+            self._cache.read_ahead(names, num_shards=READ_AHEAD_SHARDS)
+
     def __getitem__(self, index: int) -> Sample:
+        return self.load(index, epoch=self.epoch)
+
+    def load(self, index: int, *, epoch: int, allocate: Allocate = new_frames) -> Sample:
+        """Sample `index` of an epoch, its frames written where `allocate` says.
+
+        Raises:
+            CorruptVideo: it gives no clip; names its key and its shard.
+            CorruptShard: the shard is not what its index says.
+        """
         index = position(index, len(self))
-        row = self._rows[index]
-        facts = self._read_facts(index) if self.manifest.content == "frames" else None
+        row = self.rows[index]
+        facts = self.facts(index) if self.manifest.content == "frames" else None
         try:
             with self._open(index) as reader:
                 return self.make(
                     reader,
                     self.videos[index],
-                    rng=self.make.settings.rng(self.epoch, index),
-                    pts_seconds=None if facts is None else self._times(facts, row),
-                    boxes=None if facts is None or "boxes" not in facts else self._boxes(facts, row),
+                    rng=self.make.settings.rng(epoch, index),
+                    pts_seconds=None if facts is None else facts.times(row.num_frames),
+                    boxes=None if facts is None else facts.boxes(row.num_frames),
+                    box_scale=(reader.width / row.width, reader.height / row.height) if facts else (1.0, 1.0),
+                    allocate=allocate,
                 )
         except CorruptVideo as error:
             raise CorruptVideo(f"sample {row.key} of {self.folder / row.shard} gives no clip: {error}") from error
 
+    def encoded(self, index: int) -> Sequence[bytes]:
+        """The JPEG frames of sample `index`, or its one video, as they are stored; read when they are asked for.
+
+        Raises:
+            CorruptShard: the shard is missing or ends before them.
+        """
+        offsets, sizes = self._media[index]
+        return _StoredMembers(self._files, self.rows[index].shard, offsets, sizes)
+
     def _open(self, index: int) -> VideoReader:
-        row, (offsets, sizes) = self._rows[index], self._media[index]
+        row, encoded = self.rows[index], self.encoded(index)
         if self.manifest.content == "frames":
-            return open_video(_StoredFrames(self._files, row.shard, offsets, sizes), backend="jpeg")
-        data = self._files.read(row.shard, int(offsets[0]), int(sizes[0]))
-        reader = open_video(data, backend=self.backend)
+            return JpegReader(encoded, min_side=self.make.settings.min_decoded_side, allocate=reused_memory)
+        reader = open_video(encoded[0], backend=self.backend)
         if reader.num_frames != row.num_frames:
             reader.close()
             raise CorruptVideo(
@@ -146,53 +212,20 @@ class ShardDataset(Dataset[Sample]):
             )
         return reader
 
-    def _read_facts(self, index: int) -> dict[str, Any]:
-        """What KEY.json says."""
-        row, (offsets, sizes) = self._rows[index], self._facts[index]
-        try:
-            facts = json.loads(self._files.read(row.shard, int(offsets[0]), int(sizes[0])))
-            return {str(name): value for name, value in facts.items()}
-        except (ValueError, AttributeError) as error:
-            raise self._wrong_facts(row, f"is no JSON object ({error})") from error
+    def facts(self, index: int) -> KeyFacts:
+        """What KEY.json of sample `index` says.
 
-    def _times(self, facts: dict[str, Any], row: SampleRow) -> NDArray[np.float64]:
-        """(num_frames,) when each frame of a frame sample is shown in its video."""
-        try:
-            times = np.array(facts["pts_seconds"], dtype=np.float64)  # null -> NaN
-        except (ValueError, KeyError, TypeError) as error:
-            raise self._wrong_facts(row, f"holds no times of the frames ({error!r})") from error
-        if times.shape != (row.num_frames,):
-            raise self._wrong_facts(row, f"holds times of shape {times.shape} for {row.num_frames} frames")
-        return times
-
-    def _boxes(self, facts: dict[str, Any], row: SampleRow) -> Callable[[int], list[Box]]:
-        """The objects of each frame of a detection sample."""
-        per_frame = facts["boxes"]
-        if not isinstance(per_frame, list) or len(per_frame) != row.num_frames:
-            raise self._wrong_facts(row, f"does not hold boxes for each of {row.num_frames} frames")
-
-        def of_frame(index: int) -> list[Box]:
-            try:
-                return [
-                    Box(
-                        xyxy=(box["xyxy"][0], box["xyxy"][1], box["xyxy"][2], box["xyxy"][3]),
-                        label=box["label"],
-                        track_id=box["track_id"],
-                        is_occluded=box["occluded"],
-                        is_generated=box["generated"],
-                    )
-                    for box in per_frame[index]
-                ]
-            except (ValueError, KeyError, TypeError, IndexError) as error:
-                raise self._wrong_facts(row, f"holds a box of frame {index} that is none ({error!r})") from error
-
-        return of_frame
-
-    def _wrong_facts(self, row: SampleRow, what: str) -> CorruptShard:
-        return CorruptShard(f"{self.folder / row.shard}: {row.key}.json {what}; run `vidprep verify`.")
+        Raises:
+            CorruptShard: the shard is not what its index says.
+        """
+        row, (offsets, sizes) = self.rows[index], self._facts[index]
+        data = self._files.read(row.shard, int(offsets[0]), int(sizes[0]))
+        return KeyFacts.parse(data, where=f"{self.folder / row.shard}: {row.key}.json")
 
     def close(self) -> None:
         """Let go of the shards; a later read opens them again."""
+        if self._cache is not None:
+            self._cache.close()
         self._files.close()
 
 
@@ -212,8 +245,9 @@ class _MemberTable:
 class _ShardFiles:
     """Shards opened at their first read and kept open; pickled without what is open."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, cache: ShardCache | None = None) -> None:
         self.folder = folder
+        self._cache = cache
         self._open: dict[str, int] = {}
 
     def read(self, shard: str, offset: int, size: int) -> bytes:
@@ -226,8 +260,12 @@ class _ShardFiles:
         kept = descriptor is not None
         try:
             if descriptor is None:
-                descriptor = os.open(self.folder / shard, os.O_RDONLY | os.O_CLOEXEC)
-                if len(self._open) < _MAX_OPEN_SHARDS:
+                if self._cache is not None:
+                    # Not kept open: what the cache drops would go on taking room.
+                    descriptor = self._cache.open(shard)
+                else:
+                    descriptor = os.open(self.folder / shard, os.O_RDONLY | os.O_CLOEXEC)
+                if self._cache is None and len(self._open) < _MAX_OPEN_SHARDS:
                     # setdefault is atomic: of two threads that open one shard, the first one's file is kept
                     kept = self._open.setdefault(shard, descriptor) == descriptor
             data = os.pread(descriptor, size, offset)
@@ -248,14 +286,14 @@ class _ShardFiles:
             os.close(self._open.popitem()[1])
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"folder": self.folder, "_open": {}}
+        return {"folder": self.folder, "_cache": self._cache, "_open": {}}
 
     def __del__(self) -> None:
         self.close()
 
 
-class _StoredFrames(Sequence[bytes]):
-    """The JPEG frames of a sample, each read from its shard when it is asked for."""
+class _StoredMembers(Sequence[bytes]):
+    """The frames or the video of a sample, each read from its shard when it is asked for."""
 
     def __init__(self, files: _ShardFiles, shard: str, offsets: NDArray[np.int64], sizes: NDArray[np.int64]) -> None:
         self._files, self._shard, self._offsets, self._sizes = files, shard, offsets, sizes
@@ -290,8 +328,8 @@ def _long_enough(rows: Sequence[SampleRow], min_frames: int, *, where: str) -> l
     return kept
 
 
-def _check_shards(folder: Path, manifest: Manifest, rows: Sequence[SampleRow]) -> None:
-    """What can be known without reading the shards: the table fits the manifest, the files are there and whole."""
+def _check_table(folder: Path, manifest: Manifest, rows: Sequence[SampleRow]) -> None:
+    """The table of samples fits the manifest."""
     unknown = {row.shard for row in rows} - {shard.name for shard in manifest.shards}
     if unknown:
         raise CorruptShard(f"{folder / min(unknown)}: in the table of samples, not in the manifest; write both again.")
@@ -305,12 +343,17 @@ def _check_shards(folder: Path, manifest: Manifest, rows: Sequence[SampleRow]) -
             )
     num_listed = Counter(row.shard for row in rows)
     for shard in manifest.shards:
-        path = folder / shard.name
         if num_listed[shard.name] != shard.num_samples:
             raise CorruptShard(
-                f"{path}: the table of samples lists {num_listed[shard.name]} of its {shard.num_samples} samples; "
-                "write the table again with `vidprep shard`."
+                f"{folder / shard.name}: the table of samples lists {num_listed[shard.name]} of its "
+                f"{shard.num_samples} samples; write the table again with `vidprep shard`."
             )
+
+
+def _check_files(folder: Path, manifest: Manifest) -> None:
+    """What can be known without reading the shards: they are there, and as long as the manifest says."""
+    for shard in manifest.shards:
+        path = folder / shard.name
         try:
             num_bytes = path.stat().st_size
         except OSError as error:

@@ -1,28 +1,35 @@
 """From decoded frames to what a model sees: crop, resize, flip, normalise; one choice for the whole clip.
 
-Frames come as uint8 (t, c, h, w) and leave as float32; resizing is torchvision's bilinear on bytes, by default
-antialiased, which is PIL's within one grey level. A frame that already has its size is not resampled.
+Frames come as uint8 (t, c, h, w) and leave as float32, or as bytes where a transform is told not to normalise.
+Resizing is torchvision's bilinear on bytes, by default antialiased, which is PIL's within one grey level. A frame that
+already has its size is not resampled.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import interpolate
 from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as F
 
-from vidprep.load.augment import RandAugment, erased_box, random_resized_box
+from vidprep.load.augment import Operation, RandAugment, apply_operations, erased_box, random_resized_box
+from vidprep.load.types import Allocate, new_frames
 
-__all__ = ["BoxMap", "CropPlacement", "EvalTransform", "TrainCrop", "TrainTransform", "crop_offsets"]
-__all__ += ["multiscale_crop_sizes"]
+__all__ = ["BoxMap", "CropPlacement", "ErasedBox", "EvalTransform", "Resampling", "TrainCrop", "TrainTransform"]
+__all__ += ["Window", "crop_offsets", "multiscale_crop_sizes", "normalise"]
 
 CropPlacement = Literal["along_longer_side", "along_longer_side_floor", "along_width"]
 TrainCrop = Literal["multi_scale", "random_resized"]
+Resampling = Literal["antialias", "plain", "float"]
+"""Bilinear on bytes with antialias (PIL), without it (OpenCV), or on floats without it (PyTorch)."""
+
+_WHITE = np.float32(255)
 
 # (x, y) in quarters of the slack: four corners, centre, four edge centres, four quarter points
 _OFFSET_QUARTERS = (
@@ -104,6 +111,127 @@ class BoxMap:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ErasedBox:
+    """A part of a view that noise of deviation 1 fills, other noise in each frame."""
+
+    top: int
+    left: int
+    height: int
+    width: int
+    seed: int
+
+    def noise(self, t: int) -> NDArray[np.float32]:
+        """Of frame t: (3, height, width)."""
+        return np.random.default_rng((self.seed, t)).standard_normal((3, self.height, self.width), dtype=np.float32)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Window:
+    """What is done to every frame of a clip: RandAugment, cut, resize, mirror, cut into views, normalise, erase."""
+
+    left: int
+    """Of what is cut out of the frame, in pixels; it may reach over the edge, and is black there."""
+    top: int
+    width: int
+    height: int
+    new_width: int
+    """Of what was cut out, after resizing."""
+    new_height: int
+    corners: Sequence[tuple[int, int]] = ((0, 0),)
+    """(left, top) of each view in it."""
+    crop: int
+    """Side of a view, in pixels."""
+    is_flipped: bool = False
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    is_normalised: bool
+    resampling: Resampling = "antialias"
+    operations: Sequence[Operation] = ()
+    """Of RandAugment, on whole frames."""
+    erased: ErasedBox | None = None
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the views."""
+        return torch.float32 if self.is_normalised else torch.uint8
+
+    def write(self, frames: Tensor, views: Tensor) -> None:
+        """Fill views (num_views, t, c, crop, crop) from frames (t, c, h, w) of bytes."""
+        write = self.writer(views)
+        for t, frame in enumerate(frames.permute(0, 2, 3, 1).numpy()):
+            write(frame, t)
+
+    def writer(self, views: Tensor) -> Callable[[NDArray[np.uint8], int], None]:
+        """What fills place t of each view (num_views, t, c, crop, crop) from a frame (h, w, c) of bytes.
+
+        Views may also come as (num_views * clips, t, ...), crop by crop: places then count through the clips of a crop.
+
+        It goes frame by frame: while one is in the processor's cache, all that is done to it costs less than one pass
+        over the clip would. And it goes by NumPy, whose calls on single frames cost less than PyTorch's, and which
+        copies whole rows of pixels at a time.
+        """
+        parts = [(slice(top, top + self.crop), slice(left, left + self.crop)) for left, top in self.corners]
+        # Both kinds of memory are without gaps, so that this makes no copy.
+        memory = views.numpy() if self.is_normalised else views.numpy().transpose(0, 1, 3, 4, 2)
+        memory = memory.reshape(len(parts), -1, *memory.shape[2:])
+        if not self.is_normalised:
+
+            def copy(frame: NDArray[np.uint8], t: int) -> None:
+                cut = self._cut(frame)
+                for view, part in enumerate(parts):
+                    np.copyto(memory[view, t], cut[part])
+
+            return copy
+        mean, std = (np.array(values, dtype=np.float32).reshape(-1, 1, 1) for values in (self.mean, self.std))
+        cut_type = np.float32 if self.resampling == "float" else np.uint8
+        planes = np.empty((3, self.crop, self.crop), dtype=cut_type)
+
+        def normalise_into(frame: NDArray[np.uint8], t: int) -> None:
+            cut = self._cut(frame)
+            for view, part in enumerate(parts):
+                np.copyto(planes, cut[part].transpose(2, 0, 1))
+                place = memory[view, t]
+                # divided by 255 first, as the published code does
+                np.divide(planes, _WHITE, out=place)
+                np.subtract(place, mean, out=place)
+                np.divide(place, std, out=place)
+                if self.erased is not None:
+                    box = self.erased
+                    place[:, box.top : box.top + box.height, box.left : box.left + box.width] = box.noise(t)
+
+        return normalise_into
+
+    def _cut(self, frame: NDArray[np.uint8]) -> NDArray[Any]:
+        if self.operations:
+            frame = apply_operations(frame, self.operations)
+        height, width = frame.shape[:2]
+        bottom, right = self.top + self.height, self.left + self.width
+        if self.left >= 0 and self.top >= 0 and right <= width and bottom <= height:
+            part = frame[self.top : bottom, self.left : right]
+        else:
+            part = np.zeros((self.height, self.width, 3), dtype=np.uint8)
+            rows, columns = slice(max(0, self.top), bottom), slice(max(0, self.left), right)
+            seen = frame[rows, columns]
+            top, left = rows.start - self.top, columns.start - self.left
+            part[top : top + seen.shape[0], left : left + seen.shape[1]] = seen
+        cut: NDArray[Any] = part
+        if (self.height, self.width) != (self.new_height, self.new_width):
+            cut = self._resize(part)
+        return cut[:, ::-1] if self.is_flipped else cut
+
+    def _resize(self, part: NDArray[np.uint8]) -> NDArray[Any]:
+        # The kernel wants the colours of a pixel side by side, without gaps between the rows.
+        pixels = torch.from_numpy(np.ascontiguousarray(part)).permute(2, 0, 1)[None]
+        size = [self.new_height, self.new_width]
+        if self.resampling == "float":
+            resized = interpolate(pixels.float(), size, mode="bilinear", align_corners=False)
+        else:
+            antialias = self.resampling == "antialias"
+            resized = F.resize(pixels, size, interpolation=InterpolationMode.BILINEAR, antialias=antialias)
+        return resized[0].permute(1, 2, 0).numpy()
+
+
+@dataclass(frozen=True, kw_only=True)
 class TrainTransform:
     """RandAugment where it is on, a random crop, resized to a square, flipped half the time, normalised, erased."""
 
@@ -122,6 +250,8 @@ class TrainTransform:
     """Class -> class that a flip turns it into, for classes that tell left from right; others keep theirs."""
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+    is_normalised: bool = True
+    """float32, normalised; else the bytes as they are."""
 
     def __call__(
         self, frames: Tensor, labels: tuple[int, ...], rng: np.random.Generator
@@ -134,27 +264,28 @@ class TrainTransform:
             rng: where the choices come from; the same state makes the same choices.
 
         Returns:
-            (t, c, crop, crop) float32, and the labels of what the clip now shows.
+            (t, c, crop, crop), and the labels of what the clip now shows.
         """
         transformed, labels, _ = self.with_map(frames, labels, rng)
         return transformed, labels
 
     def with_map(
-        self, frames: Tensor, labels: tuple[int, ...], rng: np.random.Generator
+        self, frames: Tensor, labels: tuple[int, ...], rng: np.random.Generator, *, allocate: Allocate = new_frames
     ) -> tuple[Tensor, tuple[int, ...], BoxMap]:
-        """As a call, and where the boxes of the clip went."""
-        height, width = frames.shape[-2:]
-        if self.rand_augment is not None:
-            frames = self.rand_augment(frames, rng)
+        """As a call, and where the boxes of the clip went; `allocate` says where the frames are written."""
+        window, labels, box_map = self.window(frames.shape[-2], frames.shape[-1], labels, rng)
+        clip = allocate((1, *frames.shape[:2], self.crop, self.crop), window.dtype)
+        window.write(frames, clip)
+        return clip[0], labels, box_map
+
+    def window(
+        self, height: int, width: int, labels: tuple[int, ...], rng: np.random.Generator
+    ) -> tuple[Window, tuple[int, ...], BoxMap]:
+        """What is done to a clip of frames of this size, the labels of what it then shows, and where its boxes go."""
+        operations = self.rand_augment.draw(rng) if self.rand_augment is not None else ()
         top, left, crop_height, crop_width = self._box(height, width, rng)
-        frames = F.crop(frames, top, left, crop_height, crop_width)
-        if self.train_crop == "random_resized":
-            frames = interpolate(frames.float(), (self.crop, self.crop), mode="bilinear", align_corners=False)
-        else:
-            frames = _resize(frames, height=self.crop, width=self.crop)
         is_flipped = self.flip and bool(rng.random() < 0.5)
         if is_flipped:
-            frames = frames.flip(-1)
             labels = tuple(self.flip_pairs.get(label, label) for label in labels)
         scale_x, scale_y = self.crop / crop_width, self.crop / crop_height
         box_map = BoxMap(
@@ -166,13 +297,23 @@ class TrainTransform:
             height=self.crop,
             is_flipped=is_flipped,
         )
-        values = _normalise(frames, self.mean, self.std)
-        erases = self.random_erasing > 0 and rng.random() < self.random_erasing
-        if erases and (box := erased_box(self.crop, self.crop, rng)):
-            top, left, height, width = box
-            noise = rng.standard_normal((*values.shape[:2], height, width), dtype=np.float32)
-            values[..., top : top + height, left : left + width] = torch.from_numpy(noise)
-        return values, labels, box_map
+        window = Window(
+            left=left,
+            top=top,
+            width=crop_width,
+            height=crop_height,
+            new_width=self.crop,
+            new_height=self.crop,
+            crop=self.crop,
+            is_flipped=is_flipped,
+            mean=self.mean,
+            std=self.std,
+            is_normalised=self.is_normalised,
+            resampling="float" if self.train_crop == "random_resized" else "antialias",
+            operations=operations,
+            erased=self._erased(rng),
+        )
+        return window, labels, box_map
 
     def _box(self, height: int, width: int, rng: np.random.Generator) -> tuple[int, int, int, int]:
         """(top, left, height, width) of the crop."""
@@ -185,6 +326,15 @@ class TrainTransform:
         offsets = crop_offsets(width, height, crop_width, crop_height)
         left, top = offsets[rng.integers(len(offsets))]
         return top, left, crop_height, crop_width
+
+    def _erased(self, rng: np.random.Generator) -> ErasedBox | None:
+        if not (self.random_erasing > 0 and rng.random() < self.random_erasing):
+            return None
+        box = erased_box(self.crop, self.crop, rng)
+        if box is None:
+            return None
+        top, left, height, width = box
+        return ErasedBox(top=top, left=left, height=height, width=width, seed=int(rng.integers(2**63)))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -205,6 +355,8 @@ class EvalTransform:
     """Off: OpenCV's bilinear instead of PIL's."""
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+    is_normalised: bool = True
+    """float32, normalised; else the bytes as they are."""
 
     def __post_init__(self) -> None:
         if self.crop > self.resize:
@@ -212,15 +364,30 @@ class EvalTransform:
         if self.num_crops not in (1, 3):
             raise ValueError(f"num_crops is 1 (centre) or 3 (left, centre and right), got {self.num_crops}")
 
-    def __call__(self, frames: Tensor) -> Tensor:
-        """Transform frames (t, c, h, w) uint8 to (num_crops, t, c, crop, crop) float32."""
-        new_height, new_width = self.resized(*frames.shape[-2:])
-        frames = _resize(frames, height=new_height, width=new_width, antialias=self.antialias)
-        crops = [
-            _normalise(frames[..., top : top + self.crop, left : left + self.crop], self.mean, self.std)
-            for left, top in self.corners(new_width, new_height)
-        ]
-        return torch.stack(crops) if len(crops) > 1 else crops[0][None]
+    def __call__(self, frames: Tensor, *, allocate: Allocate = new_frames) -> Tensor:
+        """Transform frames (t, c, h, w) uint8 to (num_crops, t, c, crop, crop); `allocate` says where to write them."""
+        window = self.window(frames.shape[-2], frames.shape[-1])
+        crops = allocate((self.num_crops, *frames.shape[:2], self.crop, self.crop), window.dtype)
+        window.write(frames, crops)
+        return crops
+
+    def window(self, height: int, width: int) -> Window:
+        """What is done to frames of this size."""
+        new_height, new_width = self.resized(height, width)
+        return Window(
+            left=0,
+            top=0,
+            width=width,
+            height=height,
+            new_width=new_width,
+            new_height=new_height,
+            corners=self.corners(new_width, new_height),
+            crop=self.crop,
+            mean=self.mean,
+            std=self.std,
+            is_normalised=self.is_normalised,
+            resampling="antialias" if self.antialias else "plain",
+        )
 
     def box_maps(self, height: int, width: int) -> list[BoxMap]:
         """Where the boxes of frames of this size go, for each crop."""
@@ -259,14 +426,12 @@ class EvalTransform:
         return [(0, centre[1]), centre, (slack_x, centre[1])]
 
 
-def _resize(frames: Tensor, *, height: int, width: int, antialias: bool = True) -> Tensor:
-    if frames.shape[-2:] == (height, width):
-        return frames
-    resized: Tensor = F.resize(frames, [height, width], interpolation=InterpolationMode.BILINEAR, antialias=antialias)
-    return resized
+def normalise(frames: Tensor, *, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+    """Bytes (..., c, h, w) to float32 of the same shape, on the same device: (frames / 255 - mean) / std.
 
-
-def _normalise(frames: Tensor, mean: Sequence[float], std: Sequence[float]) -> Tensor:
+    For batches of bytes (`dtype="uint8"`), after they were copied to the device.
+    """
     # one pass copies, casts and lays the pixels out as (t, c, h, w); divided by 255 first, as the published code does
     values = frames.to(torch.float32, memory_format=torch.contiguous_format)
-    return values.div_(255).sub_(torch.tensor(mean).view(-1, 1, 1)).div_(torch.tensor(std).view(-1, 1, 1))
+    columns = (torch.tensor(part, device=values.device).view(-1, 1, 1) for part in (mean, std))
+    return values.div_(255).sub_(next(columns)).div_(next(columns))

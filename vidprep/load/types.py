@@ -1,12 +1,31 @@
 """What a data set yields (`Sample`) and what a loader yields (`Batch`)."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-__all__ = ["Batch", "FrameTargets", "Sample", "Targets"]
+__all__ = ["Allocate", "Batch", "FrameTargets", "Sample", "Targets", "as_frames", "frames_in_memory", "new_frames"]
+
+Allocate = Callable[[tuple[int, ...], torch.dtype], Tensor]
+"""Memory for frames (..., c, h, w) of a type; what is in it is of no importance, and all of it is written."""
+
+
+def new_frames(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    """Memory for frames of `shape` (..., c, h, w); of bytes, a view of (..., h, w, c), in which decoders write them."""
+    return as_frames(torch.empty(frames_in_memory(shape, dtype), dtype=dtype))
+
+
+def frames_in_memory(shape: tuple[int, ...], dtype: torch.dtype) -> tuple[int, ...]:
+    """How frames of `shape` (..., c, h, w) lie in memory: (..., h, w, c) for bytes, as they are for floats."""
+    *leading, c, h, w = shape
+    return (*leading, h, w, c) if dtype == torch.uint8 else shape
+
+
+def as_frames(memory: Tensor) -> Tensor:
+    """Memory of `frames_in_memory` as frames (..., c, h, w), a view."""
+    return memory.movedim(-1, -3) if memory.dtype == torch.uint8 else memory
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,7 +72,7 @@ class Sample:
 
     video_id: str
     frames: Tensor
-    """(v, t, c, h, w) float: v views = clips x crops, 1 in training; RGB, normalised."""
+    """(v, t, c, h, w): v views = clips x crops, 1 in training; RGB; float32 normalised, or uint8 as decoded."""
     labels: Tensor
     """() int64: the class, for single-label tasks; (k,) float32 of zeros and ones for multi-label ones; (2,) int64,
     verb and noun, for verb_noun; for detection (k,) float32, one for each class that a box of the clip has."""
@@ -85,7 +104,7 @@ class Batch:
 
     video_id: Sequence[str]
     frames: Tensor
-    """(b, v, t, c, h, w) float."""
+    """(b, v, t, c, h, w) float32, or uint8 where the settings ask for bytes."""
     labels: Tensor
     """(b,) int64, (b, k) float32, or (b, 2) int64 for verb_noun."""
     pts_seconds: Tensor
@@ -105,8 +124,8 @@ class Batch:
             raise ValueError(f"{len(self.frames)} samples need as many targets, got {len(self.targets)}")
 
     @classmethod
-    def stack(cls, samples: Sequence[Sample]) -> "Batch":
-        """Collate samples of equal shape.
+    def stack(cls, samples: Sequence[Sample], *, frames: Tensor | None = None) -> "Batch":
+        """Collate samples of equal shape; `frames` (b, v, t, c, h, w) are theirs, where they lie together already.
 
         Raises:
             ValueError: no samples, or clips of different shapes.
@@ -124,7 +143,7 @@ class Batch:
             raise ValueError(f"either all samples of a batch have targets or none, {without} has none")
         return cls(
             video_id=[sample.video_id for sample in samples],
-            frames=torch.stack([sample.frames for sample in samples]),
+            frames=torch.stack([sample.frames for sample in samples]) if frames is None else frames,
             labels=torch.stack([sample.labels for sample in samples]),
             pts_seconds=torch.stack([sample.pts_seconds for sample in samples]),
             targets=targets or None,

@@ -1,0 +1,552 @@
+"""How fast are clips loaded from a folder of shards, and how fast could they be?
+
+Every backend delivers the same clips in batches of the same kind, in a process of its own, on the same cores:
+
+    limit            the decoder alone: compressed data in memory, each thread decodes into memory of its own
+    vidprep          `make_loader`: threads that decode straight into the batch
+    dataloader       the same data set in `torch.utils.data.DataLoader`: worker processes
+    webdataset_pil   webdataset and PIL in a DataLoader, as its documentation shows it (frames)
+    dali_cpu         DALI: readers.webdataset and decoders.image on the CPU (frames; where it is installed)
+
+Their rounds take turns, so that all see the same machine. Rates are given per second and per second of CPU time of all
+processes of a backend; the latter does not depend on what else the machine does. Memory is the largest proportional
+set size (PSS) of the processes together: shared pages count once.
+"""
+
+import io
+import itertools
+import json
+import math
+import os
+import statistics
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict, dataclass
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+
+from vidprep.errors import UsageError, VidprepError
+from vidprep.index import read_samples
+
+__all__ = ["BACKENDS", "LoadRate", "LoadReport", "LoadTask", "measure_loading"]
+
+BACKENDS = ("limit", "vidprep", "dataloader", "webdataset_pil", "dali_cpu")
+"""In the order in which they are shown."""
+
+MAX_CLIPS_IN_MEMORY = 512
+"""Of the limit, whose compressed data wait in memory."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoadTask:
+    """What is loaded, and in which form."""
+
+    folder: str
+    split: str
+    num_frames: int = 8
+    resize: int = 256
+    crop: int = 224
+    dtype: Literal["float32", "uint8"] = "uint8"
+    train: bool = False
+    batch_size: int = 16
+    workers: int = 2
+    """Threads or processes that prepare batches; the process that takes them comes on top."""
+
+    def dataset(self) -> Any:
+        """The clips of the shards."""
+        from vidprep.load import ShardDataset
+
+        return ShardDataset(
+            self.folder,
+            self.split,
+            num_frames=self.num_frames,
+            resize=self.resize,
+            crop=self.crop,
+            dtype=self.dtype,
+            train=self.train,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoadRate:
+    """How fast one backend is."""
+
+    backend: str
+    clips_per_second: tuple[float, ...]
+    """Of each round."""
+    clips_per_cpu_second: tuple[float, ...]
+    """Of each round: of the CPU time of all its processes and threads."""
+    peak_bytes: int
+    """Proportional set size of its processes, at most."""
+
+    def share_of(self, other: "LoadRate") -> float:
+        """The median over rounds of its rate by CPU time over that of `other`."""
+        pairs = zip(self.clips_per_cpu_second, other.clips_per_cpu_second, strict=True)
+        return statistics.median(mine / theirs for mine, theirs in pairs)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoadReport:
+    """All backends on the same shards."""
+
+    task: LoadTask
+    content: str
+    num_clips: int
+    rates: tuple[LoadRate, ...]
+    left_out: dict[str, str]
+    """Backend -> why it was not measured."""
+
+    def rate(self, backend: str) -> LoadRate:
+        """That of one backend.
+
+        Raises:
+            KeyError: it was left out.
+        """
+        return {rate.backend: rate for rate in self.rates}[backend]
+
+    @property
+    def title(self) -> str:
+        """What was loaded, in a line."""
+        task = self.task
+        return (
+            f"{self.num_clips} clips of {task.num_frames} frames at {task.crop} px, {task.dtype}, "
+            f"{'training' if task.train else 'evaluation'}, from {self.content} shards; batches of {task.batch_size}, "
+            f"{task.workers} workers"
+        )
+
+    def to_json(self) -> str:
+        """The report as JSON."""
+        return json.dumps(asdict(self), indent=1) + "\n"
+
+    def rows(self) -> list[tuple[str, float, float, float | None, float]]:
+        """(backend, clips a second, clips a CPU second, share of the limit, peak MiB): medians over the rounds."""
+        limit = next((rate for rate in self.rates if rate.backend == "limit"), None)
+        return [
+            (
+                rate.backend,
+                statistics.median(rate.clips_per_second),
+                statistics.median(rate.clips_per_cpu_second),
+                None if limit is None else rate.share_of(limit),
+                rate.peak_bytes / 2**20,
+            )
+            for rate in self.rates
+        ]
+
+    def to_text(self) -> str:
+        """The report as a table."""
+        lines = [self.title, f"{'backend':<16}{'clips/s':>10}{'clips/CPU s':>13}{'of limit':>10}{'peak MiB':>10}"]
+        for backend, wall, cpu, share, mebibytes in self.rows():
+            of_limit = "" if share is None else f"{share:.2f}"
+            lines.append(f"{backend:<16}{wall:>10.1f}{cpu:>13.1f}{of_limit:>10}{mebibytes:>10.0f}")
+        lines += [f"{backend}: left out, it {reason}" for backend, reason in self.left_out.items()]
+        return "\n".join(lines)
+
+    def draw(self, path: Path) -> None:
+        """Write the table as a picture: a bar for each backend, by CPU time."""
+        from PIL import Image, ImageDraw, ImageFont
+
+        font, small = ImageFont.load_default(size=18), ImageFont.load_default(size=14)
+        left, top, step, length = 190, 80, 46, 560
+        picture = Image.new("RGB", (left + length + 250, top + step * len(self.rates) + 40), "white")
+        pen = ImageDraw.Draw(picture)
+        pen.text((20, 16), self.title, fill="black", font=small)
+        pen.text(
+            (left, 44), "clips per second of CPU time (share of the limit, peak memory)", fill="#555555", font=small
+        )
+        rows = self.rows()
+        longest = max(cpu for _, _, cpu, _, _ in rows)
+        for place, (backend, _, cpu, share, mebibytes) in enumerate(rows):
+            y, end = top + step * place, left + length * cpu / longest
+            colour = {"limit": "#b0b0b0", "vidprep": "#1f77b4"}.get(backend, "#e39b54")
+            pen.rectangle((left, y, end, y + step - 16), fill=colour)
+            pen.text((20, y + 4), backend, fill="black", font=font)
+            of_limit = "" if share is None or backend == "limit" else f"{share:.2f}, "
+            pen.text((end + 8, y + 6), f"{cpu:.0f}  ({of_limit}{mebibytes:.0f} MiB)", fill="black", font=small)
+        picture.save(path, format="PNG")
+
+
+def measure_loading(
+    task: LoadTask,
+    *,
+    rounds: int = 3,
+    seconds: float = 2.0,
+    backends: Sequence[str] = BACKENDS,
+    say: Callable[[str], None] = lambda line: None,
+) -> LoadReport:
+    """Measure each backend that is there.
+
+    Args:
+        task: what is loaded.
+        rounds: measured rounds of each backend, after one that is not.
+        seconds: a round is as many epochs as take so long, at least one.
+        backends: which of `BACKENDS`.
+        say: told what is going on.
+
+    Raises:
+        UsageError: no such folder, split or backend, or rounds or seconds out of range.
+        VidprepError: a backend ends with an error; it is quoted.
+    """
+    unknown = set(backends) - set(BACKENDS)
+    if unknown or rounds < 1 or seconds <= 0:
+        raise UsageError(
+            f"backends are {', '.join(BACKENDS)}, rounds at least 1, seconds above 0; "
+            f"got {', '.join(backends)}, {rounds} and {seconds}."
+        )
+    dataset = task.dataset()
+    left_out = {}
+    chosen = []
+    for backend in (name for name in BACKENDS if name in backends):
+        reason = _why_not(backend, dataset, task)
+        if reason:
+            left_out[backend] = reason
+        else:
+            chosen.append(backend)
+    walls: dict[str, list[float]] = {backend: [] for backend in chosen}
+    processor: dict[str, list[float]] = {backend: [] for backend in chosen}
+    with ExitStack() as stack:
+        running = {}
+        for backend in chosen:
+            say(f"{backend}: warming up")
+            running[backend] = stack.enter_context(_running(backend, task))
+            running[backend].run_for(seconds / 2)
+        for number in range(rounds):
+            # The order rotates: none always follows the same one.
+            shift = number % len(chosen)
+            say(f"round {number + 1} of {rounds}")
+            for backend in [*chosen[shift:], *chosen[:shift]]:
+                num_clips, wall_seconds, cpu_seconds = running[backend].run_for(seconds)
+                walls[backend].append(num_clips / wall_seconds)
+                processor[backend].append(num_clips / cpu_seconds)
+        rates = tuple(
+            LoadRate(
+                backend=backend,
+                clips_per_second=tuple(walls[backend]),
+                clips_per_cpu_second=tuple(processor[backend]),
+                peak_bytes=running[backend].peak_bytes,
+            )
+            for backend in chosen
+        )
+    return LoadReport(
+        task=task, content=dataset.manifest.content, num_clips=len(dataset), rates=rates, left_out=left_out
+    )
+
+
+def _why_not(backend: str, dataset: Any, task: LoadTask) -> str:
+    """Why a backend cannot do this task; "" where it can."""
+    if backend in ("limit", "vidprep", "dataloader"):
+        return ""
+    if dataset.manifest.content != "frames":
+        return "reads shards of frames"
+    if task.train:
+        return "has other random crops"
+    lengths = {row.num_frames for row in dataset.rows}
+    if backend == "dali_cpu":
+        if find_spec("nvidia.dali") is None:
+            return "is not installed; pip install 'vidprep[dali]'"
+        if lengths != {task.num_frames}:
+            return f"needs samples of exactly {task.num_frames} frames, these have {_span(lengths)}"
+    return ""
+
+
+def _span(lengths: set[int]) -> str:
+    return str(min(lengths)) if len(lengths) == 1 else f"{min(lengths)} to {max(lengths)}"
+
+
+class _Running:
+    """A backend in its own process."""
+
+    def __init__(self, process: "subprocess.Popen[str]", backend: str) -> None:
+        self.peak_bytes = 0
+        self._process = process
+        self._backend = backend
+
+    def run_for(self, seconds: float) -> tuple[int, float, float]:
+        """(clips, seconds, seconds of CPU time) of a round."""
+        stop = threading.Event()
+        watcher = threading.Thread(target=self._watch, args=(stop,))
+        watcher.start()
+        try:
+            cpu_before, started = _cpu_seconds(self._process.pid), time.perf_counter()
+            num_clips = self._ask(f"{seconds}")
+            wall_seconds = time.perf_counter() - started
+            cpu_seconds = _cpu_seconds(self._process.pid) - cpu_before
+        finally:
+            stop.set()
+            watcher.join()
+        return num_clips, wall_seconds, max(cpu_seconds, 1e-3)
+
+    def _ask(self, line: str) -> int:
+        if self._process.stdin is None or self._process.stdout is None:
+            raise RuntimeError("a backend's process is started with pipes")
+        try:
+            self._process.stdin.write(line + "\n")
+            self._process.stdin.flush()
+        except BrokenPipeError:
+            pass  # it has ended; the empty answer below tells
+        answer = self._process.stdout.readline()
+        if not answer.startswith("clips "):
+            self._process.wait(timeout=60)
+            said = self._process.stderr.read() if self._process.stderr else ""
+            raise VidprepError(
+                f"backend {self._backend} ended with status {self._process.returncode}: "
+                f"{(said.strip().splitlines() or ['it said nothing'])[-1]}"
+            )
+        return int(answer.split()[1])
+
+    def _watch(self, stop: threading.Event) -> None:
+        while not stop.wait(0.25):
+            self.peak_bytes = max(self.peak_bytes, sum(_pss_bytes(pid) for pid in _tree(self._process.pid)))
+
+
+@contextmanager
+def _running(backend: str, task: LoadTask) -> Iterator[_Running]:
+    command = [sys.executable, "-m", "vidprep.bench", backend, json.dumps(asdict(task))]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
+    process = subprocess.Popen(  # noqa: S603 - our own module
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
+    )
+    try:
+        yield _Running(process, backend)
+    finally:
+        with process:
+            if process.stdin is not None:
+                process.stdin.close()
+            try:
+                process.wait(timeout=20)
+            except subprocess.TimeoutExpired:
+                process.kill()
+
+
+def _tree(pid: int) -> list[int]:
+    """A process and all that descend from it."""
+    found = [pid]
+    try:
+        for task in Path(f"/proc/{pid}/task").iterdir():
+            for child in (task / "children").read_text().split():
+                found += _tree(int(child))
+    except OSError:
+        pass  # it ended while it was looked at
+    return found
+
+
+def _cpu_seconds(root: int) -> float:
+    """Of a process and all that descend from it, those that have ended included."""
+    ticks = 0
+    for pid in _tree(root):
+        try:
+            # After the name, which may hold anything: user, system, and the same of children that have ended.
+            fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        except OSError:
+            continue  # it ended just now, and counts with its parent
+        ticks += sum(int(field) for field in fields[11:15])
+    return ticks / os.sysconf("SC_CLK_TCK")
+
+
+def _pss_bytes(pid: int) -> int:
+    try:
+        for line in Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines():
+            if line.startswith("Pss:"):
+                return int(line.split()[1]) * 1024
+    except OSError:
+        pass  # it ended while it was looked at
+    return 0
+
+
+# What follows runs in the processes of the backends.
+
+
+def _serve(backend: str, task: LoadTask) -> None:
+    """Run epochs for as many seconds as each line of the standard input says, and answer how many clips they had."""
+    run_epoch = _EPOCHS[backend](task)
+    for line in sys.stdin:
+        seconds, started, num_clips = float(line), time.perf_counter(), 0
+        while True:
+            num_clips += run_epoch()
+            if time.perf_counter() - started >= seconds:
+                break
+        sys.stdout.write(f"clips {num_clips}\n")
+        sys.stdout.flush()
+
+
+def _limit(task: LoadTask) -> Callable[[], int]:
+    dataset = task.dataset()
+    is_video = dataset.manifest.content == "video"
+    indices = range(min(len(dataset), MAX_CLIPS_IN_MEMORY))
+    clips = [_compressed(dataset, index) for index in indices]
+    memory = threading.local()
+
+    def decode(clip: "_Compressed") -> int:
+        import simplejpeg
+
+        from vidprep.decode import open_video
+
+        if is_video:
+            with open_video(clip.data[0]) as reader:
+                return len(reader.get_frames_at(clip.wanted).data)
+        if not hasattr(memory, "frame") or memory.frame.shape != clip.shape:
+            memory.frame = np.empty(clip.shape, dtype=np.uint8)
+        for data in clip.data:
+            simplejpeg.decode_jpeg(data, buffer=memory.frame)
+        return len(clip.data)
+
+    def run_epoch() -> int:
+        if task.workers == 1:
+            return sum(1 for clip in clips if decode(clip))
+        with ThreadPoolExecutor(task.workers) as pool:
+            return sum(1 for _ in pool.map(decode, clips))
+
+    return run_epoch
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Compressed:
+    data: list[bytes]
+    """The JPEG frames of a clip, or its video."""
+    wanted: Sequence[int]
+    shape: tuple[int, int, int]
+
+
+def _compressed(dataset: Any, index: int) -> _Compressed:
+    """What must be decoded for a sample."""
+    import simplejpeg
+
+    row, settings, encoded = dataset.rows[index], dataset.make.settings, dataset.encoded(index)
+    wanted = settings.indices(row.num_frames, settings.rng(0, index)).reshape(-1).tolist()
+    if dataset.manifest.content == "video":
+        return _Compressed(data=[encoded[0]], wanted=wanted, shape=(0, 0, 0))
+    data = [encoded[at] for at in wanted]
+    height, width, _, _ = simplejpeg.decode_jpeg_header(data[0])
+    return _Compressed(data=data, wanted=wanted, shape=(height, width, 3))
+
+
+def _vidprep(task: LoadTask) -> Callable[[], int]:
+    from vidprep.load import make_loader
+
+    loader = make_loader(task.dataset(), batch_size=task.batch_size, workers=task.workers, shuffle=True)
+    epochs = itertools.count()
+
+    def run_epoch() -> int:
+        loader.set_epoch(next(epochs))
+        return sum(len(batch.video_id) for batch in loader)
+
+    return run_epoch
+
+
+def _dataloader(task: LoadTask) -> Callable[[], int]:
+    from torch.utils.data import DataLoader
+
+    from vidprep.load import Batch
+
+    loader: Any = DataLoader(
+        task.dataset(),
+        batch_size=task.batch_size,
+        shuffle=True,
+        num_workers=task.workers,
+        collate_fn=Batch.stack,
+        persistent_workers=True,
+    )
+    return lambda: sum(len(batch.video_id) for batch in loader)
+
+
+def _webdataset_pil(task: LoadTask) -> Callable[[], int]:
+    import torch
+    import webdataset
+    from PIL import Image
+    from torch.utils.data import DataLoader, default_collate
+    from torchvision.transforms.v2 import functional as F
+
+    dataset = task.dataset()
+    settings = dataset.make.settings
+    urls = [str(Path(task.folder) / shard.name) for shard in dataset.manifest.shards]
+    mean, std = list(settings.mean), list(settings.std)
+
+    def clip_of(sample: dict[str, Any]) -> tuple[torch.Tensor, int]:
+        names = sorted(name for name in sample if name.endswith(".jpg"))
+        wanted = settings.indices(len(names), None).reshape(-1)
+        frames = []
+        for at in wanted:
+            picture = Image.open(io.BytesIO(sample[names[at]])).convert("RGB")
+            if min(picture.size) != task.resize:
+                short = min(picture.size)
+                size = [int(task.resize * side / short) for side in picture.size]
+                picture = picture.resize((size[0], size[1]), Image.Resampling.BILINEAR)
+            left, top = round((picture.width - task.crop) / 2), round((picture.height - task.crop) / 2)
+            frames.append(np.asarray(picture.crop((left, top, left + task.crop, top + task.crop))))
+        clip = torch.from_numpy(np.stack(frames)).permute(0, 3, 1, 2)
+        if task.dtype == "float32":
+            clip = F.normalize(F.to_dtype(clip, torch.float32, scale=True), mean, std)
+        return clip, int(json.loads(sample["json"])["labels"][0])
+
+    source = webdataset.WebDataset(urls, shardshuffle=False, empty_check=False).map(clip_of)
+    loader: Any = DataLoader(
+        source.batched(task.batch_size, collation_fn=default_collate),
+        batch_size=None,
+        num_workers=min(task.workers, len(urls)),
+        persistent_workers=True,
+    )
+    return lambda: sum(len(labels) for _, labels in loader)
+
+
+def _dali_cpu(task: LoadTask) -> Callable[[], int]:
+    dali: Any = import_module("nvidia.dali")
+    fn, types = dali.fn, dali.types
+
+    dataset = task.dataset()
+    settings = dataset.make.settings
+    first = read_samples(Path(task.folder), task.split)[0]
+    names = [member.name for member in first.members if member.name != "json"]
+    is_resized = any(min(row.width, row.height) != task.resize for row in dataset.rows)
+    urls = [str(Path(task.folder) / shard.name) for shard in dataset.manifest.shards]
+
+    @dali.pipeline_def(batch_size=task.batch_size, num_threads=task.workers, device_id=None)  # type: ignore[untyped-decorator]
+    def clips() -> Any:
+        *encoded, facts = fn.readers.webdataset(paths=urls, ext=[*names, "json"], name="shards", random_shuffle=False)
+        frames = [fn.decoders.image(frame, output_type=types.RGB) for frame in encoded]
+        if is_resized:
+            frames = [fn.resize(frame, resize_shorter=task.resize, interp_type=types.INTERP_LINEAR) for frame in frames]
+        output = {"dtype": types.UINT8, "output_layout": "HWC"}
+        if task.dtype == "float32":
+            output = {
+                "dtype": types.FLOAT,
+                "output_layout": "CHW",
+                "mean": [255 * value for value in settings.mean],
+                "std": [255 * value for value in settings.std],
+            }
+        cropped = [fn.crop_mirror_normalize(frame, crop=(task.crop, task.crop), **output) for frame in frames]
+        return fn.stack(*cropped), facts
+
+    pipeline = clips()
+    pipeline.build()
+    num_batches = math.ceil(len(dataset) / task.batch_size)
+
+    def run_epoch() -> int:
+        num_clips = 0
+        for _ in range(num_batches):
+            frames, _ = pipeline.run()
+            num_clips += len(frames)
+        return num_clips
+
+    return run_epoch
+
+
+_EPOCHS: dict[str, Callable[[LoadTask], Callable[[], int]]] = {
+    "limit": _limit,
+    "vidprep": _vidprep,
+    "dataloader": _dataloader,
+    "webdataset_pil": _webdataset_pil,
+    "dali_cpu": _dali_cpu,
+}
+"""Each makes ready, and returns what runs one epoch and says how many clips it had."""
+
+
+if __name__ == "__main__":
+    _serve(sys.argv[1], LoadTask(**json.loads(sys.argv[2])))
