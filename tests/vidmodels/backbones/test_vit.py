@@ -63,7 +63,7 @@ def test_mixed_precision_keeps_the_residual_stream_in_float32() -> None:
 
 def test_stochastic_depth_rises_from_nothing_to_its_rate() -> None:
     model = VideoViT(SMALL, num_frames=4, image_size=(16, 16), drop_path=0.4)
-    assert [block.drop_path.drop_prob for block in model.blocks] == pytest.approx([0, 0.2, 0.4])
+    assert [block.get_submodule("drop_path").drop_prob for block in model.blocks] == pytest.approx([0, 0.2, 0.4])
 
 
 def test_the_table_is_no_entry_and_fits_one_size_of_clips() -> None:

@@ -120,7 +120,7 @@ def test_going_backwards_is_going_forwards_through_reversed_groups() -> None:
     tokens, keys = torch.rand(2, 40, 6), torch.randn(2, 40, 4)
 
     def reverse(x: Tensor) -> Tensor:
-        return x.unflatten(1, (4, 10)).flip(1).flatten(1, 2)
+        return x.view(len(x), 4, 10, -1).flip(1).flatten(1, 2)
 
     backwards = choose_tokens(tokens, keys, num_groups=4, prune_number=3, backwards=True)
     forwards = choose_tokens(reverse(tokens), reverse(keys), num_groups=4, prune_number=3)
@@ -402,7 +402,7 @@ def test_dropped_patches_are_faded_in_the_picture() -> None:
     model = tiny(prune_number=9).float()
     picture = draw_kept_tokens(model, clips()[0].float(), torch.zeros(16, 3, 32, 32))
     dark = torch.frombuffer(bytearray(picture.convert("L").tobytes()), dtype=torch.uint8).view(picture.height, -1) < 25
-    rows = dark.unflatten(0, (4, -1)).sum((1, 2))  # black frames: what is kept stays black, the rest is nearly white
+    rows = dark.view(4, -1).sum(1)  # black frames: what is kept stays black, the rest is nearly white
     assert (rows.diff() < 0).all()
     assert float(rows[3] / rows[0]) == pytest.approx((128 - 14 * 9) / 128, abs=0.05)
 

@@ -87,11 +87,11 @@ def choose_tokens(
         raise ValueError(f"r = {prune_number} of {size} tokens in a group leaves none; lower r")
     with _full_precision(tokens.device.type):
         # summed pairwise; `vector_norm` would need no copy, but its error can exchange near ties
-        importance = tokens.abs().sum(-1, dtype=_at_least_float32(tokens)).unflatten(1, (num_groups, -1))
+        importance = tokens.abs().sum(-1, dtype=_at_least_float32(tokens)).reshape(-1, num_groups, size)
         low, high = importance.amin(-1, keepdim=True), importance.amax(-1, keepdim=True)
         semantic = (importance - low) / (high - low)
         keys = keys.to(_at_least_float32(keys))
-        unit = (keys / vector_norm(keys, dim=-1, keepdim=True)).unflatten(1, (num_groups, -1))
+        unit = (keys / vector_norm(keys, dim=-1, keepdim=True)).reshape(-1, num_groups, size, keys.shape[-1])
         groups = range(num_groups)[::-1] if backwards else range(num_groups)
 
         first_order, first_similarity = _bipartite_order(unit[:, groups[0]])
