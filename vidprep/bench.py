@@ -57,6 +57,8 @@ class LoadTask:
     crop: int = 224
     dtype: Literal["float32", "uint8"] = "uint8"
     train: bool = False
+    whole_frames: bool = False
+    """Frames as they are stored, for crops on the device; resize and crop are not used."""
     batch_size: int = 16
     workers: int = 2
     """Threads or processes that prepare batches; the process that takes them comes on top."""
@@ -73,6 +75,7 @@ class LoadTask:
             crop=self.crop,
             dtype=self.dtype,
             train=self.train,
+            whole_frames=self.whole_frames,
         )
 
 
@@ -118,7 +121,8 @@ class LoadReport:
         """What was loaded, in a line."""
         task = self.task
         return (
-            f"{self.num_clips} clips of {task.num_frames} frames at {task.crop} px, {task.dtype}, "
+            f"{self.num_clips} clips of {task.num_frames} {'whole ' if task.whole_frames else ''}frames"
+            f"{'' if task.whole_frames else f' at {task.crop} px'}, {task.dtype}, "
             f"{'training' if task.train else 'evaluation'}, from {self.content} shards; batches of {task.batch_size}, "
             f"{task.workers} workers"
         )
@@ -475,6 +479,9 @@ def _webdataset_pil(task: LoadTask) -> Callable[[], int]:
         frames = []
         for at in wanted:
             picture = Image.open(io.BytesIO(sample[names[at]])).convert("RGB")
+            if task.whole_frames:
+                frames.append(np.asarray(picture))
+                continue
             if min(picture.size) != task.resize:
                 short = min(picture.size)
                 size = [int(task.resize * side / short) for side in picture.size]
@@ -504,7 +511,7 @@ def _dali_cpu(task: LoadTask) -> Callable[[], int]:
     settings = dataset.make.settings
     first = read_samples(Path(task.folder), task.split)[0]
     names = [member.name for member in first.members if member.name != "json"]
-    is_resized = any(min(row.width, row.height) != task.resize for row in dataset.rows)
+    is_resized = not task.whole_frames and any(min(row.width, row.height) != task.resize for row in dataset.rows)
     urls = [str(Path(task.folder) / shard.name) for shard in dataset.manifest.shards]
 
     @dali.pipeline_def(batch_size=task.batch_size, num_threads=task.workers, device_id=None)  # type: ignore[untyped-decorator]
@@ -513,7 +520,7 @@ def _dali_cpu(task: LoadTask) -> Callable[[], int]:
         frames = [fn.decoders.image(frame, output_type=types.RGB) for frame in encoded]
         if is_resized:
             frames = [fn.resize(frame, resize_shorter=task.resize, interp_type=types.INTERP_LINEAR) for frame in frames]
-        output = {"dtype": types.UINT8, "output_layout": "HWC"}
+        output: dict[str, Any] = {"dtype": types.UINT8, "output_layout": "HWC"}
         if task.dtype == "float32":
             output = {
                 "dtype": types.FLOAT,
@@ -521,8 +528,11 @@ def _dali_cpu(task: LoadTask) -> Callable[[], int]:
                 "mean": [255 * value for value in settings.mean],
                 "std": [255 * value for value in settings.std],
             }
-        cropped = [fn.crop_mirror_normalize(frame, crop=(task.crop, task.crop), **output) for frame in frames]
-        return fn.stack(*cropped), facts
+        if not task.whole_frames:
+            output["crop"] = (task.crop, task.crop)
+        if output != {"dtype": types.UINT8, "output_layout": "HWC"}:
+            frames = [fn.crop_mirror_normalize(frame, **output) for frame in frames]
+        return fn.stack(*frames), facts
 
     pipeline = clips()
     pipeline.build()

@@ -684,6 +684,9 @@ def bench_load(
     crop: Annotated[int, typer.Option("--crop", min=1, help="Side of what the model sees, in pixels.")] = 224,
     dtype: Annotated[LoadDtype, typer.Option("--dtype", help="Normalised floats, or bytes.")] = LoadDtype.float32,
     train: Annotated[bool, typer.Option("--train", help="Random clips and crops.")] = False,
+    whole_frames: Annotated[
+        bool, typer.Option("--whole-frames", help="Frames as they are stored, for crops on the device.")
+    ] = False,
     batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Clips of a batch.")] = 16,
     workers: Annotated[
         int, typer.Option("--workers", "-w", min=1, help="Threads or processes of each.", show_default="all cores")
@@ -708,6 +711,7 @@ def bench_load(
         crop=crop,
         dtype=dtype.value,
         train=train,
+        whole_frames=whole_frames,
         batch_size=batch_size,
         workers=workers,
     )

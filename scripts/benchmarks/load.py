@@ -1,8 +1,8 @@
 """Loading clips from shards: ours against the decoder alone, webdataset + PIL and DALI on the CPU, on the same shards.
 
 Frame shards hold 400 clips of 8 JPEG frames of 342x256 px, video shards 48 H.264 clips of 300 frames of 340x256 px.
-Batches of 16 clips are of 224x224 px: bytes, as they go to a GPU, and float32,
-normalised (`..._float32`).
+The ratios `frames_vs_...` are of batches of 16 clips of whole frames, as bytes; `..._crops` are of their crops
+of 224x224 px, and `..._crops_float32` of these as normalised floats. `videos_vs_decoder` is of crops as bytes.
 """
 
 import os
@@ -33,7 +33,11 @@ def run(*, rounds: int) -> tuple[dict[str, Ratio], dict[str, object]]:
     workers = min(2, len(os.sched_getaffinity(0)))
     ratios: dict[str, Ratio] = {}
     frames = LoadTask(folder=str(_frame_shards()), split="train", num_frames=CLIP_LENGTH, workers=workers)
-    for suffix, task in (("", frames), ("_float32", replace(frames, dtype="float32"))):
+    for suffix, task in (
+        ("", replace(frames, whole_frames=True)),
+        ("_crops", frames),
+        ("_crops_float32", replace(frames, dtype="float32")),
+    ):
         report = _measure(task, rounds=rounds)
         for name, other in (("limit", "limit"), ("webdataset_pil", "webdataset_pil"), ("dali_cpu", "dali_cpu")):
             if other not in report.left_out:

@@ -113,7 +113,7 @@ class JpegReader:
             if index in done:
                 data[place] = data[done[index]]
                 continue
-            self._decode(index, data[place])
+            self.decode_into(index, data[place])
             done[index] = place
         return FrameBatch(data=data.transpose(0, 3, 1, 2), pts_seconds=self._pts_seconds[wanted])
 
@@ -126,11 +126,15 @@ class JpegReader:
         """
         picture = self._allocate((self._height, self._width, 3))
         for index in check_indices(indices, num_frames=self.num_frames, name=self._name):
-            self._decode(index, picture)
+            self.decode_into(index, picture)
             yield picture
 
-    def _decode(self, index: int, picture: NDArray[np.uint8]) -> None:
-        """Decode a frame into (h, w, c) memory."""
+    def decode_into(self, index: int, picture: NDArray[np.uint8]) -> None:
+        """Decode frame `index`, of 0 ... num_frames - 1, into (h, w, c) memory without gaps.
+
+        Raises:
+            CorruptVideo: it is no sound JPEG, or of another size than the first.
+        """
         encoded = self._encoded(index) if index else self._first
         fault = None
         try:

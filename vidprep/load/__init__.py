@@ -13,6 +13,7 @@ from vidprep.load.transforms import (
     normalise,
 )
 from vidprep.load.types import Batch, FrameTargets, Sample, Targets
+from vidprep.load.wds_pipeline import ClipPipeline, webdataset
 
 __all__ = [
     "Batch",
@@ -20,6 +21,7 @@ __all__ = [
     "BufferedSource",
     "ClipDataset",
     "ClipOptions",
+    "ClipPipeline",
     "ClipSettings",
     "EvalTransform",
     "FrameTargets",
@@ -36,4 +38,5 @@ __all__ = [
     "multiscale_crop_sizes",
     "normalise",
     "open_videos",
+    "webdataset",
 ]

@@ -72,6 +72,8 @@ class DaliLoader(Loader):
                 "DALI decodes JPEG frames in their full size only; leave dct_scaling off, or choose backend='threads'."
             )
         _refuse_settings(dataset.make.settings)
+        if dataset.make.settings.whole_frames:
+            raise UsageError("DALI crops on the device itself; leave whole_frames off, or choose backend='threads'.")
         if device == "gpu" and not torch.cuda.is_available():
             raise UsageError("device 'gpu' needs a CUDA device that PyTorch can use, and there is none; use 'cpu'.")
         if device == "gpu" and options["pin_memory"]:

@@ -84,6 +84,7 @@ class ClipOptions(TypedDict, total=False):
     std: tuple[float, float, float]
     dtype: Literal["float32", "uint8"]
     dct_scaling: bool
+    whole_frames: bool
     seed: int
 
 
@@ -140,6 +141,9 @@ class ClipSettings:
     dct_scaling: bool = False
     """JPEG frames at least twice as large as needed are decoded at 1/2, 1/4 or 1/8 of their size: quicker, and not the
     same pixels (docs/loading.md)."""
+    whole_frames: bool = False
+    """The frames as they are stored, for crops on the device: neither resized nor cropped nor flipped, of one size in a
+    batch; `resize`, `crop` and what belongs to them are not used."""
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -174,6 +178,10 @@ class ClipSettings:
             raise UsageError(f"num_crops is 1 (centre) or 3 (left, centre and right), got {self.num_crops}.")
         if not self.scales or not all(0 < scale <= 1 for scale in self.scales):
             raise UsageError(f"scales are fractions of the short side, above 0 and at most 1, got {self.scales}.")
+        if self.whole_frames and (self.dct_scaling or self.num_crops > 1):
+            raise UsageError("whole_frames are neither scaled nor cropped; leave dct_scaling and num_crops out.")
+        if self.whole_frames and (self.rand_augment or self.random_erasing or self.num_repeats > 1):
+            raise UsageError("whole_frames are not changed; leave rand_augment, random_erasing and num_repeats out.")
         if self.dtype not in ("float32", "uint8"):
             raise UsageError(f"dtype is 'float32' or 'uint8', got {self.dtype!r}.")
         if self.dtype == "uint8" and self.train and (self.random_erasing or self.train_crop == "random_resized"):
@@ -323,13 +331,21 @@ class SampleMaker:
         places: dict[int, list[int]] = {}
         for place, at in enumerate(index.reshape(-1).tolist()):
             places.setdefault(at, []).append(place)
+        if isinstance(reader, JpegReader) and self.settings.whole_frames and self.settings.dtype == "uint8":
+            plan = self._plan(index, times, video, reader.height, reader.width, rng, boxes, box_scale)
+            views = allocate((*index.shape, 3, reader.height, reader.width), torch.uint8)
+            memory = views.numpy().transpose(0, 1, 3, 4, 2).reshape(-1, reader.height, reader.width, 3)
+            for at, (place, *repeats) in places.items():
+                reader.decode_into(at, memory[place])
+                for repeat in repeats:
+                    memory[repeat] = memory[place]
+            return plan.sample(views)
         wanted = sorted(places)
         pictures = _pictures(reader, wanted)
         first = next(pictures)
         shape = first.shape
         plan = self._plan(index, times, video, shape[0], shape[1], rng, boxes, box_scale)
-        num_views = plan.num_views
-        views = allocate((num_views, index.shape[1], 3, self.settings.crop, self.settings.crop), plan.windows[0].dtype)
+        views = allocate((plan.num_views, index.shape[1], 3, *plan.windows[0].view_size), plan.windows[0].dtype)
         writers = [
             window.writer(part) for window, part in zip(plan.windows, views.chunk(len(plan.windows)), strict=True)
         ]
@@ -412,6 +428,20 @@ class SampleMaker:
         self, height: int, width: int, labels: tuple[int, ...], rng: np.random.Generator | None
     ) -> tuple[tuple[Window, ...], tuple[int, ...], list[BoxMap]]:
         """What is done to the frames, the labels of what they then show, and where the boxes of each view go."""
+        if self.settings.whole_frames:
+            window = Window(
+                left=0,
+                top=0,
+                width=width,
+                height=height,
+                new_width=width,
+                new_height=height,
+                crop=0,
+                mean=self.settings.mean,
+                std=self.settings.std,
+                is_normalised=self.settings.dtype == "float32",
+            )
+            return (window,), labels, [BoxMap(scale_x=1, scale_y=1, left=0, top=0, width=width, height=height)]
         if rng is None:
             transform = self.settings.eval_transform()
             return (transform.window(height, width),), labels, transform.box_maps(height, width)

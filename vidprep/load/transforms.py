@@ -140,7 +140,7 @@ class Window:
     corners: Sequence[tuple[int, int]] = ((0, 0),)
     """(left, top) of each view in it."""
     crop: int
-    """Side of a view, in pixels."""
+    """Side of a view, in pixels; 0: a view is all of it."""
     is_flipped: bool = False
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
@@ -154,6 +154,11 @@ class Window:
     def dtype(self) -> torch.dtype:
         """Of the views."""
         return torch.float32 if self.is_normalised else torch.uint8
+
+    @property
+    def view_size(self) -> tuple[int, int]:
+        """(height, width) of a view, in pixels."""
+        return (self.crop, self.crop) if self.crop else (self.new_height, self.new_width)
 
     def write(self, frames: Tensor, views: Tensor) -> None:
         """Fill views (num_views, t, c, crop, crop) from frames (t, c, h, w) of bytes."""
@@ -170,7 +175,8 @@ class Window:
         over the clip would. And it goes by NumPy, whose calls on single frames cost less than PyTorch's, and which
         copies whole rows of pixels at a time.
         """
-        parts = [(slice(top, top + self.crop), slice(left, left + self.crop)) for left, top in self.corners]
+        height, width = self.view_size
+        parts = [(slice(top, top + height), slice(left, left + width)) for left, top in self.corners]
         # Both kinds of memory are without gaps, so that this makes no copy.
         memory = views.numpy() if self.is_normalised else views.numpy().transpose(0, 1, 3, 4, 2)
         memory = memory.reshape(len(parts), -1, *memory.shape[2:])
@@ -184,7 +190,7 @@ class Window:
             return copy
         mean, std = (np.array(values, dtype=np.float32).reshape(-1, 1, 1) for values in (self.mean, self.std))
         cut_type = np.float32 if self.resampling == "float" else np.uint8
-        planes = np.empty((3, self.crop, self.crop), dtype=cut_type)
+        planes = np.empty((3, height, width), dtype=cut_type)
 
         def normalise_into(frame: NDArray[np.uint8], t: int) -> None:
             cut = self._cut(frame)

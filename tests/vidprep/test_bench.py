@@ -1,0 +1,87 @@
+"""What is measured, told and drawn; how fast anything is, no test says."""
+
+import json
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from typer.testing import CliRunner
+
+from tests.vidprep.load.folders import numbered_sources, write_shard_folder
+from vidprep.bench import LoadRate, LoadReport, LoadTask, measure_loading
+from vidprep.cli import app
+from vidprep.errors import UsageError
+from vidprep.types import Video
+
+
+def report() -> LoadReport:
+    def rate(backend: str, rates: tuple[float, ...], mebibytes: int) -> LoadRate:
+        return LoadRate(
+            backend=backend, clips_per_second=rates, clips_per_cpu_second=rates, peak_bytes=mebibytes * 2**20
+        )
+
+    return LoadReport(
+        task=LoadTask(folder="shards", split="val", crop=64),
+        content="frames",
+        num_clips=12,
+        rates=(rate("limit", (100.0, 200.0, 400.0), 300), rate("vidprep", (90.0, 180.0, 300.0), 310)),
+        left_out={"dali_cpu": "is not installed; pip install 'vidprep[dali]'"},
+    )
+
+
+def test_shares_are_medians_of_the_rounds() -> None:
+    assert report().rate("vidprep").share_of(report().rate("limit")) == 0.9
+    with pytest.raises(KeyError, match="dali_cpu"):
+        report().rate("dali_cpu")
+
+
+def test_the_table_names_what_was_loaded_how_fast_and_what_was_left_out() -> None:
+    title, _, limit, ours, left_out = report().to_text().splitlines()
+    assert title == ("12 clips of 8 frames at 64 px, uint8, evaluation, from frames shards; batches of 16, 2 workers")
+    assert limit.split() == ["limit", "200.0", "200.0", "1.00", "300"]
+    assert ours.split() == ["vidprep", "180.0", "180.0", "0.90", "310"]
+    assert left_out == "dali_cpu: left out, it is not installed; pip install 'vidprep[dali]'"
+    assert json.loads(report().to_json())["rates"][1]["clips_per_second"] == [90, 180, 300]
+
+
+def test_the_picture_has_a_bar_for_each_backend(tmp_path: Path) -> None:
+    report().draw(tmp_path / "rates.png")
+    with Image.open(tmp_path / "rates.png") as picture:
+        pixels = picture.convert("RGB")
+        colours = [pixels.getpixel((195, 85 + 46 * place)) for place in range(2)]
+    assert colours == [(0xB0, 0xB0, 0xB0), (0x1F, 0x77, 0xB4)]
+
+
+def test_what_cannot_be_measured_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="no such folder"):
+        measure_loading(LoadTask(folder=str(tmp_path / "gone"), split="val"))
+    with pytest.raises(UsageError, match=r"backends are limit, vidprep, .* got mxnet, 3 and"):
+        measure_loading(LoadTask(folder=str(tmp_path), split="val"), backends=["mxnet"])
+    for arguments, sentence in (
+        (["bench", "load", str(tmp_path / "gone")], "no such folder"),
+        (["bench", "load", str(tmp_path), "--png", str(tmp_path / "no" / "a.png")], "there is no folder"),
+    ):
+        result = CliRunner().invoke(app, arguments)
+        assert isinstance(result.exception, UsageError)
+        assert sentence in str(result.exception)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("content", ["video", "frames"])
+def test_every_backend_that_is_there_loads_all_clips(tmp_path: Path, content: str) -> None:
+    videos = [Video(video_id=f"v{k}", labels=(k,)) for k in range(4)]
+    folder = write_shard_folder(
+        tmp_path / "shards",
+        numbered_sources(tmp_path, videos, num_frames=8),
+        content="video" if content == "video" else "frames",
+    )
+    task = LoadTask(folder=str(folder), split="train", resize=72, crop=64, batch_size=2)
+    backends = ("limit", "vidprep", "dataloader", "webdataset_pil")
+    found = measure_loading(task, rounds=1, seconds=0.2, backends=backends)
+    measured = [rate.backend for rate in found.rates]
+    if content == "frames":
+        assert measured == list(backends)
+    else:
+        assert measured == ["limit", "vidprep", "dataloader"]
+        assert found.left_out == {"webdataset_pil": "reads shards of frames"}
+    assert all(min(rate.clips_per_cpu_second) > 0 and rate.peak_bytes > 50 * 2**20 for rate in found.rates)
