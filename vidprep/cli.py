@@ -1,6 +1,7 @@
 """The command `vidprep`: each sub-command is one call of the library, and says in words what came of it."""
 
 import os
+import re
 import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -108,6 +109,14 @@ class RateMode(StrEnum):
     output = "output"
 
 
+class ColourSubsampling(StrEnum):
+    """Of colour against brightness."""
+
+    half = "420"
+    half_width = "422"
+    none = "444"
+
+
 Dataset = Annotated[str, typer.Option("--dataset", "-d", help="Name of the data set; `vidprep list` names them.")]
 DataRoot = Annotated[Path, typer.Option("--data-root", help="Folder of its videos (folder: or the CSV file itself).")]
 SplitName = Annotated[
@@ -121,8 +130,18 @@ Fps = Annotated[float | None, typer.Option("--fps", help="Frames per second; 0 k
 Rate = Annotated[
     RateMode | None, typer.Option("--rate-mode", help="As ffmpeg -vf fps=N (filter), or as ffmpeg -r N (output).")
 ]
+NumFrames = Annotated[
+    int | None, typer.Option("--num-frames", min=1, help="So many frames of each video, evenly spread.")
+]
+Keyframes = Annotated[bool, typer.Option("--keyframes", help="Only the key frames of each video.")]
 ShortSide = Annotated[int | None, typer.Option("--short-side", help="Shorter side in pixels; 0 keeps the size.")]
+Height = Annotated[int | None, typer.Option("--height", min=1, help="Height in pixels, the width in proportion.")]
+Size = Annotated[str | None, typer.Option("--size", help="Exactly this size: WIDTHxHEIGHT.")]
 Quality = Annotated[int | None, typer.Option("--quality", help="JPEG quality, 1 to 100.")]
+ChosenSubsampling = Annotated[
+    ColourSubsampling | None,
+    typer.Option("--subsampling", help="Of colour in JPEG: half the size, half the width, none."),
+]
 
 
 def _num_cores() -> int:
@@ -391,8 +410,13 @@ def extract(
     ] = None,
     fps: Fps = None,
     rate_mode: Rate = None,
+    num_frames: NumFrames = None,
+    is_keyframes: Keyframes = False,
     short_side: ShortSide = None,
+    height: Height = None,
+    size: Size = None,
     quality: Quality = None,
+    subsampling: ChosenSubsampling = None,
     template: Annotated[str | None, typer.Option("--template", help="Names of the frames: image_{:05d}.jpg")] = None,
     workers: Workers = _num_cores(),
 ) -> None:
@@ -401,7 +425,17 @@ def extract(
 
     info, chosen, paths = _load(dataset, split_name, data_root)
     settings = _frame_format(
-        info, fps=fps, rate_mode=rate_mode, short_side=short_side, quality=quality, template=template
+        info,
+        fps=fps,
+        rate_mode=rate_mode,
+        num_frames=num_frames,
+        is_keyframes=is_keyframes,
+        short_side=short_side,
+        height=height,
+        size=size,
+        quality=quality,
+        subsampling=subsampling,
+        template=template,
     )
     folder = out or _frames_folder(data_root, chosen.split)
     report = extract_split(
@@ -707,6 +741,11 @@ def _frame_format(
     rate_mode: RateMode | None,
     short_side: int | None,
     quality: int | None,
+    num_frames: int | None = None,
+    is_keyframes: bool = False,
+    height: int | None = None,
+    size: str | None = None,
+    subsampling: ColourSubsampling | None = None,
     template: str | None = None,
 ) -> "FrameFormat":
     """The data set's own format, but for what was asked for; of delivered frames that is all of them as they are."""
@@ -715,12 +754,25 @@ def _frame_format(
     if template is not None and "/" in template:
         raise UsageError(f"--template: a file name without folders, got {template!r}.")
     changes: dict[str, object] = {"fps": None, "short_side": None, "height": None} if info.media == "frames" else {}
+    if sum(given is not None for given in (short_side, height, size)) > 1:
+        raise UsageError("--short-side, --height and --size: one of them says how large the frames are.")
+    if num_frames is not None or is_keyframes:
+        changes |= {"fps": None, "num_frames": num_frames, "keyframes_only": is_keyframes}
     if fps is not None:
         changes["fps"] = fps or None
     if rate_mode is not None:
         changes["rate_mode"] = rate_mode.value
     if short_side is not None:
-        changes |= {"short_side": short_side or None, "height": None}
+        changes |= {"short_side": short_side or None, "height": None, "width": None}
+    if height is not None:
+        changes |= {"short_side": None, "height": height, "width": None}
+    if size is not None:
+        found = re.fullmatch(r"(\d+)x(\d+)", size)
+        if found is None:
+            raise UsageError(f"--size: WIDTHxHEIGHT in pixels, such as 320x240, got {size!r}.")
+        changes |= {"short_side": None, "width": int(found[1]), "height": int(found[2])}
+    if subsampling is not None:
+        changes["subsampling"] = subsampling.value
     if quality is not None:
         changes["jpeg_quality"] = quality
     if template is not None:

@@ -10,7 +10,6 @@ OUT.journal                            what is done already: a restart does the 
 
 import csv
 import hashlib
-import io
 import json
 import math
 import os
@@ -29,19 +28,19 @@ from numpy.typing import NDArray
 from vidprep.engine import CannotWrite, differences, lock, publish, run, source_state, writing
 from vidprep.errors import CorruptVideo, UsageError, VidprepError
 from vidprep.index import Fault, faults_to_csv, sample_id
+from vidprep.sampling import sample_clips
 from vidprep.splits import Split
 from vidprep.types import FrameAnnotation, FrameFormat, Video
 
 if TYPE_CHECKING:
     from vidprep.decode.pyav import PyavReader
+    from vidprep.encode import JpegEncoder
 
 __all__ = [
     "DeliveredFrames",
     "ExtractReport",
     "FrameFacts",
     "FrameIndex",
-    "encode_jpeg",
-    "encode_png",
     "extract",
     "folder_name",
     "frame_size",
@@ -65,7 +64,8 @@ class FrameFacts:
     """Below the folder of extracted frames."""
     num_frames: int
     fps: float
-    """Frames per second that were asked for, or the video's own rate; NaN for a single frame."""
+    """Frames per second: as asked for, or the video's own, or `num_frames` over the seconds that they are spread over;
+    NaN for a video of a single frame, and for key frames."""
     width: int
     height: int
     pts_seconds: tuple[float, ...]
@@ -212,6 +212,27 @@ def frame_size(width: int, height: int, short_side: int | None, *, to_height: in
     return (longer, short_side) if width >= height else (short_side, longer)
 
 
+def _target_size(width: int, height: int, settings: FrameFormat) -> tuple[int, int]:
+    if settings.width is not None and settings.height is not None:
+        return settings.width, settings.height
+    return frame_size(width, height, settings.short_side, to_height=settings.height)
+
+
+def _spread(indices: NDArray[np.int64], num_frames: int) -> NDArray[np.int64]:
+    """The middle one of each of `num_frames` equal parts; frames repeat where there are fewer."""
+    spread: NDArray[np.int64] = indices[sample_clips(len(indices), num_segments=num_frames, num_clips=1)[0]]
+    return spread
+
+
+def _rate_of(settings: FrameFormat, *, own: float, duration: float) -> float:
+    """Frames per second of what is extracted; NaN for key frames, which keep no rate."""
+    if settings.keyframes_only:
+        return math.nan
+    if settings.num_frames is not None:
+        return settings.num_frames / duration if duration > 0 else math.nan
+    return settings.fps if settings.fps is not None else own
+
+
 # From one video to JPEG images
 
 
@@ -252,15 +273,22 @@ def frames_of(reader: "PyavReader", video: Video, settings: FrameFormat) -> tupl
     end = float(pts[-1]) + 1 / float(nominal)
     inside = _inside(pts - pts[0], end - float(pts[0]), video)
     last = end if video.end_seconds is None else min(end, float(pts[0]) + video.end_seconds)
-    chosen = inside[0] + select_frames(
-        pts[inside], fps=settings.fps, rate_mode=settings.rate_mode, frame_rate=float(nominal), end_seconds=last
-    )
-    width, height = frame_size(reader.width, reader.height, settings.short_side, to_height=settings.height)
+    if settings.num_frames is not None:
+        chosen = _spread(inside, settings.num_frames)
+    elif settings.keyframes_only:
+        chosen = np.intersect1d(inside, reader.keyframe_indices)
+        if not len(chosen):
+            raise VidprepError(f"none of the {len(inside)} frames is a key frame; choose frames by fps or by number")
+    else:
+        chosen = inside[0] + select_frames(
+            pts[inside], fps=settings.fps, rate_mode=settings.rate_mode, frame_rate=float(nominal), end_seconds=last
+        )
+    width, height = _target_size(reader.width, reader.height, settings)
     source_fps = (len(pts) - 1) / float(pts[-1] - pts[0]) if len(pts) > 1 and pts[-1] > pts[0] else math.nan
     facts = FrameFacts(
         folder=folder_name(video),
         num_frames=len(chosen),
-        fps=settings.fps if settings.fps is not None else source_fps,
+        fps=_rate_of(settings, own=source_fps, duration=last - float(pts[inside[0]])),
         width=width,
         height=height,
         pts_seconds=tuple(float(stored[index]) for index in chosen),
@@ -270,16 +298,33 @@ def frames_of(reader: "PyavReader", video: Video, settings: FrameFormat) -> tupl
         source_height=reader.height,
         source_duration_seconds=end - float(pts[0]),
     )
-    encode = _encoder(settings)
+    return facts, _encode(reader, chosen, settings, width=width, height=height)
 
-    def images() -> Iterator[bytes]:
-        # Repeated frames are encoded once.
-        distinct, counts = np.unique(chosen, return_counts=True)
-        for picture, count in zip(reader.iterate_frames(distinct), counts, strict=True):
-            image = encode(picture, width=width, height=height)
-            yield from [image] * int(count)
 
-    return facts, images()
+def _encode(
+    reader: "PyavReader", chosen: NDArray[np.int64], settings: FrameFormat, *, width: int, height: int
+) -> Iterator[bytes]:
+    """An image for each of the ascending indices; repeated frames are encoded once."""
+    from vidprep.encode import encode_png
+
+    distinct, counts = np.unique(chosen, return_counts=True)
+    if _is_png(settings):
+        for picture, count in zip(reader.iterate_frames(distinct), counts.tolist(), strict=True):
+            yield from [encode_png(picture, width=width, height=height)] * count
+        return
+    encoder = _jpeg_encoder(settings, width=width, height=height)
+    for frame, count in zip(reader.iterate_stored(distinct), counts.tolist(), strict=True):
+        yield from [encoder.encode(frame, reader.orientation_of(frame))] * count
+
+
+def _is_png(settings: FrameFormat) -> bool:
+    return settings.template.endswith(".png")
+
+
+def _jpeg_encoder(settings: FrameFormat, *, width: int, height: int) -> "JpegEncoder":
+    from vidprep.encode import JpegEncoder
+
+    return JpegEncoder(width=width, height=height, quality=settings.jpeg_quality, subsampling=settings.subsampling)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -314,6 +359,7 @@ def read_delivered(
         VidprepError: the segment lies outside the video.
     """
     from vidprep.decode.jpeg import find_frames
+    from vidprep.encode import encode_png
 
     if folder.is_dir() and next(folder.iterdir(), None) is None:
         raise CorruptVideo(f"{folder}: is an empty folder; fetch the frames again.")
@@ -326,19 +372,25 @@ def read_delivered(
         raise UsageError(
             f"{folder}: frames by seconds need a frame rate, which the data set does not state; take all frames."
         )
+    if settings.keyframes_only:
+        raise UsageError(f"{folder}: frames that are delivered as images have no key frames; choose them by number.")
     times = np.arange(len(paths)) / (delivered.fps or math.nan)
     chosen = np.arange(len(paths), dtype=np.int64)
     if is_part:
-        inside = _inside(times, len(paths) / (delivered.fps or math.nan), video)
-        chosen = inside[0] + select_frames(
-            times[inside], fps=settings.fps, rate_mode=settings.rate_mode, frame_rate=delivered.fps
+        chosen = _inside(times, len(paths) / (delivered.fps or math.nan), video)
+    if settings.fps is not None:
+        chosen = chosen[0] + select_frames(
+            times[chosen], fps=settings.fps, rate_mode=settings.rate_mode, frame_rate=delivered.fps
         )
+    duration = len(chosen) / (delivered.fps or math.nan)
+    if settings.num_frames is not None:
+        chosen = _spread(chosen, settings.num_frames)
     source_width, source_height = _jpeg_size(_read_image(paths[0]), name=str(paths[0]))
-    width, height = frame_size(source_width, source_height, settings.short_side, to_height=settings.height)
+    width, height = _target_size(source_width, source_height, settings)
     facts = FrameFacts(
         folder=folder_name(video),
         num_frames=len(chosen),
-        fps=settings.fps or delivered.fps or math.nan,
+        fps=_rate_of(settings, own=delivered.fps or math.nan, duration=duration),
         width=width,
         height=height,
         pts_seconds=tuple(float(times[index]) for index in chosen),
@@ -348,7 +400,8 @@ def read_delivered(
         source_height=source_height,
         source_duration_seconds=len(paths) / (delivered.fps or math.nan),
     )
-    encode = _encoder(settings)
+    is_png = _is_png(settings)
+    encoder = _jpeg_encoder(settings, width=width, height=height)
 
     def images() -> Iterator[bytes]:
         for index in chosen:
@@ -360,10 +413,13 @@ def read_delivered(
                     f"{path}: is {size[0]}x{size[1]} pixels, the first frame {source_width}x{source_height}; "
                     "fetch the frames again."
                 )
-            is_kept = size == (width, height) and encode is not encode_png
+            is_kept = size == (width, height) and not is_png
             if is_decoded or not is_kept:
                 picture = _decode_jpeg(image, name=str(path))
-            yield image if is_kept else encode(picture, width=width, height=height)
+            if is_kept:
+                yield image
+            else:
+                yield encode_png(picture, width=width, height=height) if is_png else encoder.encode_rgb(picture)
 
     return DeliveredFrames(facts=facts, indices=chosen, images=images())
 
@@ -440,60 +496,6 @@ def _inside(times: NDArray[np.float64], duration: float, video: Video) -> NDArra
             f"({len(times)} frames in {duration:.3f} s)"
         )
     return inside.astype(np.int64)
-
-
-def encode_jpeg(picture: NDArray[np.uint8], *, width: int, height: int, quality: int) -> bytes:
-    """A picture (h, w, c) in RGB as a JPEG image (4:2:0, full range) of another size or of its own.
-
-    Scaling (bicubic, by FFmpeg's swscale) ends in the planes that JPEG stores, which the coder takes as they are:
-    half the time of a way through RGB. A picture of the right size goes straight to the coder.
-    """
-    import av
-    import simplejpeg
-    from av.video.reformatter import ColorRange, Colorspace, Interpolation
-
-    picture = np.ascontiguousarray(picture)
-    if picture.shape[:2] != (height, width):
-        frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
-        size = {"width": width, "height": height, "interpolation": Interpolation.BICUBIC}
-        if width % 2 == 0 and height % 2 == 0:
-            scaled = frame.reformat(
-                **size, format="yuv420p", dst_colorspace=Colorspace.ITU601, dst_color_range=ColorRange.JPEG
-            )
-            from_planes: bytes = simplejpeg.encode_jpeg_yuv_planes(*map(_plane, scaled.planes), quality=quality)
-            return from_planes
-        # Of planes with an odd side simplejpeg 1.9 reads a row or column too many, whatever lies in memory there.
-        picture = np.ascontiguousarray(frame.reformat(**size, format="rgb24").to_ndarray())
-    from_rgb: bytes = simplejpeg.encode_jpeg(picture, quality=quality, colorspace="RGB", colorsubsampling="420")
-    return from_rgb
-
-
-def encode_png(picture: NDArray[np.uint8], *, width: int, height: int) -> bytes:
-    """A picture (h, w, c) in RGB as a PNG image of another size (bicubic) or of its own."""
-    import av
-    from av.video.reformatter import Interpolation
-    from PIL import Image
-
-    picture = np.ascontiguousarray(picture)
-    if picture.shape[:2] != (height, width):
-        frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
-        scaled = frame.reformat(width=width, height=height, format="rgb24", interpolation=Interpolation.BICUBIC)
-        picture = np.ascontiguousarray(scaled.to_ndarray())
-    stream = io.BytesIO()
-    Image.fromarray(picture).save(stream, "PNG")
-    return stream.getvalue()
-
-
-def _encoder(settings: FrameFormat) -> Callable[..., bytes]:
-    if settings.template.endswith(".png"):
-        return encode_png
-    return partial(encode_jpeg, quality=settings.jpeg_quality)
-
-
-def _plane(plane: Any) -> NDArray[np.uint8]:
-    """(h, w), without the padding at the ends of rows."""
-    rows = np.frombuffer(memoryview(plane), dtype=np.uint8).reshape(-1, plane.line_size)
-    return np.ascontiguousarray(rows[: plane.height, : plane.width])
 
 
 def folder_name(video: Video) -> str:
