@@ -21,7 +21,10 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from vidprep.index import Fault
+    from vidprep.shard import ShardReport
     from vidprep.splits import Split
+    from vidprep.store import Location
+    from vidprep.tasks import ArrayTask
     from vidprep.types import DatasetInfo, FrameAnnotation, FrameFormat
 
 __all__ = ["app", "main"]
@@ -137,6 +140,10 @@ Keyframes = Annotated[bool, typer.Option("--keyframes", help="Only the key frame
 ShortSide = Annotated[int | None, typer.Option("--short-side", help="Shorter side in pixels; 0 keeps the size.")]
 Height = Annotated[int | None, typer.Option("--height", min=1, help="Height in pixels, the width in proportion.")]
 Size = Annotated[str | None, typer.Option("--size", help="Exactly this size: WIDTHxHEIGHT.")]
+Task = Annotated[
+    str | None,
+    typer.Option("--task", help="Do part I of N only, as one of a job array: 2/3.", metavar="I/N", show_default="all"),
+]
 Quality = Annotated[int | None, typer.Option("--quality", help="JPEG quality, 1 to 100.")]
 ChosenSubsampling = Annotated[
     ColourSubsampling | None,
@@ -456,8 +463,12 @@ def extract(
 @app.command()
 def shard(
     dataset: Dataset,
-    data_root: DataRoot,
-    out: Annotated[Path, typer.Option("--out", help="Folder of the shards; several splits may share one.")],
+    data_root: Annotated[
+        str, typer.Option("--data-root", help="Folder of its videos (folder: or the CSV file itself), or its URL.")
+    ],
+    out: Annotated[
+        str, typer.Option("--out", help="Folder of the shards, or its URL (s3://BUCKET/DIR); splits may share one.")
+    ],
     split_name: SplitName = None,
     content: Annotated[
         Content | None,
@@ -480,6 +491,10 @@ def shard(
             "--samples-per-shard", min=1, help="Positions in a shard.", show_default="16 to 256, by the split"
         ),
     ] = None,
+    shard_bytes: Annotated[
+        str | None, typer.Option("--shard-bytes", help="Instead: about how large a shard is, 256MB.", metavar="SIZE")
+    ] = None,
+    task: Task = None,
     check: CheckHow = Check.decode,
     fps: Fps = None,
     rate_mode: Rate = None,
@@ -490,7 +505,11 @@ def shard(
     """Write the videos of a split, or their frames, as WebDataset shards; each is checked first."""
     from vidprep.datasets import get
     from vidprep.shard import shard as shard_split
+    from vidprep.store import local_or_url
+    from vidprep.tasks import parse_task
 
+    part = None if task is None else parse_task(task)
+    num_bytes = None if shard_bytes is None else _parse_size(shard_bytes)
     is_from_frames = source is Source.frames
     # Data sets of frames, and those whose samples are segments of long videos, have no video file a sample.
     has_no_files = get(dataset).media == "frames" or get(dataset).task == "verb_noun"
@@ -503,34 +522,34 @@ def shard(
         raise UsageError(f"{', '.join(given)}: for --content frames straight from videos, not for what is given.")
     if frames_root is not None and not is_from_frames:
         raise UsageError("--frames-root: for --from frames only.")
-    info, chosen, paths = _load(dataset, split_name, data_root, is_located=not is_from_frames)
+    place = local_or_url(data_root)
+    info, chosen, paths = _load_anywhere(dataset, split_name, place, is_located=not is_from_frames)
     settings = None
     if chosen_content is Content.frames and not is_from_frames:
         settings = _frame_format(info, fps=fps, rate_mode=rate_mode, short_side=short_side, quality=quality)
     is_delivered = info.media == "frames" and not is_from_frames
-    boxes = _locate_boxes(info, chosen, paths) if is_delivered and info.task == "detection" else None
+    boxes = None
+    if is_delivered and info.task == "detection":
+        boxes = _locate_boxes(info, chosen, {name: path for name, path in paths.items() if isinstance(path, Path)})
     report = shard_split(
         chosen,
         paths,
-        out=out,
+        out=local_or_url(out),
         content=chosen_content.value,
         frames=settings,
         delivered=info.frames if is_delivered else None,
         annotations=boxes,
         read_boxes=None if boxes is None else _read_boxes,
-        frames_from=(frames_root or _frames_folder(data_root, chosen.split)) if is_from_frames else None,
+        frames_from=_extracted(frames_root, place, chosen.split) if is_from_frames else None,
         samples_per_shard=samples_per_shard,
+        shard_bytes=num_bytes,
+        task=part,
         workers=workers,
         check=check.value,
         progress=f"shards {chosen.split}",
     )
+    _tell_shards(report, task=part)
     manifest = report.manifest
-    num_bytes = sum(facts.num_bytes for facts in manifest.shards)
-    state = f"{report.num_new_shards} written now" if report.num_new_shards else "all there already"
-    typer.echo(
-        f"{report.folder}: {manifest.split}: {report.num_samples} samples in {len(manifest.shards)} shards, "
-        f"{num_bytes / 1e6:.1f} MB; {state}"
-    )
     _tell_faults(manifest.faults, num_videos=manifest.num_videos, what="in no shard")
 
 
@@ -692,7 +711,7 @@ def import_list(
 
 
 def _load(
-    dataset: str, split_name: str | None, data_root: Path, *, is_located: bool = True
+    dataset: str, split_name: str | None, data_root: Path, *, is_located: bool = True, stands_for: str = ""
 ) -> "tuple[DatasetInfo, Split, dict[str, Path]]":
     """The data set, its split and the files of its videos; what its maker noted is printed."""
     from vidprep.datasets import folder, get, load_split, locate
@@ -708,8 +727,69 @@ def _load(
         split_name = folder.ALL if data_root.is_file() else names[0]
     chosen = load_split(dataset, split_name, data_root=data_root)
     for note in chosen.notes:
-        typer.echo(f"note: {note}", err=True)
+        typer.echo(f"note: {note.replace(str(data_root), stands_for or str(data_root))}", err=True)
     return info, chosen, locate(info, chosen, data_root) if is_located else {}
+
+
+LISTS = r"(splits/)?[^/]+\.(csv|txt)"
+"""Files of a data root that are read, apart from videos: lists, class names, the ledger of the quarantine."""
+
+
+def _load_anywhere(
+    dataset: str, split_name: str | None, data_root: "Location", *, is_located: bool = True
+) -> "tuple[DatasetInfo, Split, Mapping[str, Location]]":
+    """As `_load`, of a data root that may be a URL: then the paths of its videos are URLs, too."""
+    import re
+    import tempfile
+
+    from vidprep.datasets import get
+    from vidprep.errors import VidprepError
+    from vidprep.store import placeholders
+
+    if isinstance(data_root, Path):
+        return _load(dataset, split_name, data_root, is_located=is_located)
+    if get(dataset).media == "frames" or not is_located:
+        raise UsageError(f"{data_root}: frames are read from a disk; copy their folder there, or shard the videos.")
+    with tempfile.TemporaryDirectory(prefix="vidprep-") as scratch:
+        root = Path(scratch)
+        placeholders(data_root, root, is_fetched=re.compile(LISTS))
+        try:
+            info, chosen, found = _load(dataset, split_name, root, stands_for=data_root)
+        except VidprepError as error:
+            raise type(error)(str(error).replace(scratch, data_root)) from error
+        return info, chosen, {name: f"{data_root}/{path.relative_to(root).as_posix()}" for name, path in found.items()}
+
+
+def _extracted(frames_root: Path | None, data_root: "Location", split_name: str) -> Path:
+    """Where the frames of a split lie."""
+    if frames_root is None and not isinstance(data_root, Path):
+        raise UsageError("--from frames: frames are read from a disk; say from where with --frames-root.")
+    return frames_root or _frames_folder(Path(data_root), split_name)
+
+
+def _parse_size(text: str) -> int:
+    """Bytes: "256MB" is 256,000,000, "256MiB" 268,435,456, "1000" a thousand."""
+    import re
+
+    found = re.fullmatch(r"(\d+(?:\.\d+)?) ?(?:([kmgt])(i?)b?|b)?", text.strip().lower())
+    if found is None:
+        raise UsageError(f"--shard-bytes: expected a size such as 256MB or 1GiB, got {text!r}.")
+    unit = (1024 if found[3] else 1000) ** (" kmgt".index(found[2]) if found[2] else 0)
+    return int(float(found[1]) * unit)
+
+
+def _tell_shards(report: "ShardReport", *, task: "ArrayTask | None") -> None:
+    manifest = report.manifest
+    num_bytes = sum(facts.num_bytes for facts in manifest.shards)
+    state = f"{report.num_new_shards} written now" if report.num_new_shards else "all there already"
+    of_task = f"task {task}: " if not report.is_published else ""
+    typer.echo(
+        f"{report.folder}: {manifest.split}: {of_task}{report.num_samples} samples in {len(manifest.shards)} shards, "
+        f"{num_bytes / 1e6:.1f} MB; {state}"
+    )
+    if not report.is_published:
+        left = f"{report.num_missing_shards} shards of other tasks are missing" if report.num_missing_shards else ""
+        typer.echo(f"{left or 'another task is at work'}; the last task to finish writes the manifest.")
 
 
 def _locate_boxes(info: "DatasetInfo", chosen: "Split", paths: "Mapping[str, Path]") -> "dict[str, Path] | None":

@@ -289,6 +289,8 @@ def shard(
     store = open_store(out if not isinstance(out, Path) else out.absolute())
     if isinstance(store.location, Path) and store.location.exists() and not store.location.is_dir():
         raise UsageError(f"{store}: is a file; give --out the name of a folder.")
+    if str(store).startswith("memory://") and (workers > 1 or scheduler is not None):
+        raise UsageError(f"{store}: lies in the memory of one process; write to it with --workers 1.")
     store.make()
     job = _Job(
         store=store,

@@ -404,7 +404,10 @@ def placeholders(url: str, folder: Path, *, is_fetched: "re.Pattern[str]") -> in
     """
     system, root = _connect(url)
     with _asking(url):
-        paths = system.find(root)
+        try:
+            paths = system.find(root)
+        except FileNotFoundError:
+            paths = []
     base = str(root).strip("/")
     for path in paths:
         below = str(path).strip("/").removeprefix(base).strip("/")
