@@ -23,6 +23,7 @@ from vidprep.workers import Death, Done, WorkerDied, attempt
 __all__ = [
     "CannotWrite",
     "Outcome",
+    "Outcomes",
     "WorkerDied",
     "differences",
     "lock",

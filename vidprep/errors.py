@@ -7,23 +7,36 @@ or 1 (the data were wrong).
 
 from collections.abc import Iterable
 from difflib import get_close_matches
+from typing import Literal
 
 __all__ = [
     "ChecksumMismatch",
     "CorruptShard",
     "CorruptVideo",
+    "EmptyVideo",
+    "FaultKind",
     "MissingPackage",
     "MissingVideo",
     "UnknownDataset",
     "UnknownName",
     "UsageError",
     "VidprepError",
+    "WrongLength",
+    "kind_of",
     "suggest",
 ]
 
 
+FaultKind = Literal[
+    "missing", "empty", "damaged", "wrong_length", "unreadable", "crashed", "out_of_memory", "hung", "other"
+]
+"""Why a sample could not be made, in one word: what ledgers count and `--retry` names."""
+
+
 class VidprepError(Exception):
     """Base of all errors that vidprep raises on purpose."""
+
+    kind: FaultKind = "other"
 
 
 class UsageError(VidprepError):
@@ -45,9 +58,25 @@ class MissingPackage(UsageError):
 class MissingVideo(VidprepError):
     """A split lists a video that has no file."""
 
+    kind = "missing"
+
 
 class CorruptVideo(VidprepError):
     """A file that is there but does not decode, wholly or in part."""
+
+    kind: FaultKind = "damaged"
+
+
+class EmptyVideo(CorruptVideo):
+    """A file of no bytes."""
+
+    kind = "empty"
+
+
+class WrongLength(CorruptVideo):
+    """A video that is shorter than its header, its list or its annotation says."""
+
+    kind = "wrong_length"
 
 
 class CorruptShard(VidprepError):
@@ -56,6 +85,15 @@ class CorruptShard(VidprepError):
 
 class ChecksumMismatch(VidprepError):
     """A file's checksum is not the published or recorded one."""
+
+
+def kind_of(error: BaseException) -> FaultKind:
+    """Why a sample could not be made, in one word."""
+    if isinstance(error, VidprepError):
+        return error.kind
+    if isinstance(error, MemoryError):
+        return "out_of_memory"
+    return "unreadable" if isinstance(error, OSError) else "other"
 
 
 def suggest(name: str, known: Iterable[str]) -> str:

@@ -5,32 +5,46 @@ Data sets that are delivered as folders of frames go the same way: their files a
 OUT/{video_id}/image_00001.jpg ...     the frames of one video; the folder appears when all are there
 OUT.parquet                            one row a video: number of frames, their times, what the video is
 OUT.faults.csv                         the videos without frames, and why
-OUT.journal                            what is done already: a restart does the rest
+OUT.journal                            the ledger, what was done and what failed: a restart does the rest
 """
 
 import csv
-import hashlib
 import json
 import math
 import os
 import shutil
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import asdict, dataclass, fields, replace
 from fractions import Fraction
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from types import TracebackType
+from typing import IO, TYPE_CHECKING, Any, Literal, Self, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
-from vidprep.engine import CannotWrite, differences, lock, publish, run, source_state, writing
-from vidprep.errors import CorruptVideo, UsageError, VidprepError
+from vidprep.engine import (
+    CannotWrite,
+    Outcomes,
+    WorkerDied,
+    differences,
+    lock,
+    publish,
+    run,
+    source_state,
+    unique_name,
+    writing,
+)
+from vidprep.errors import CorruptVideo, FaultKind, MissingVideo, UsageError, VidprepError, WrongLength, kind_of
 from vidprep.index import Fault, faults_to_csv, sample_id
+from vidprep.ledger import check_retry, ends_in_newline, now, samples_line
 from vidprep.sampling import sample_clips
 from vidprep.splits import Split
 from vidprep.types import FrameAnnotation, FrameFormat, Video
+from vidprep.workers import begin_part
 
 if TYPE_CHECKING:
     from vidprep.decode.pyav import PyavReader
@@ -491,7 +505,7 @@ def _inside(times: NDArray[np.float64], duration: float, video: Video) -> NDArra
     end = math.inf if video.end_seconds is None else video.end_seconds
     inside = np.flatnonzero((times >= start - 1e-6) & (times < end - 1e-6))
     if len(inside) == 0:
-        raise VidprepError(
+        raise WrongLength(
             f"the segment {start:g} to {end:g} s lies outside the video or between two frames "
             f"({len(times)} frames in {duration:.3f} s)"
         )
@@ -522,6 +536,9 @@ def extract(
     settings: FrameFormat,
     delivered: FrameFormat | None = None,
     workers: int = 1,
+    retry: Sequence[str] = (),
+    time_limit_seconds: float | None = None,
+    scheduler: str | None = None,
     progress: str | None = None,
 ) -> ExtractReport:
     """Extract the frames of every video of a split; what is there already is left alone.
@@ -533,6 +550,9 @@ def extract(
         settings: which frames, size, quality, names.
         delivered: how a data set that is delivered as folders of frames calls them; None: `paths` are video files.
         workers: processes.
+        retry: kinds of faults (`ledger.check_retry`) whose videos are tried again though their files are the same.
+        time_limit_seconds: for a video; one that takes longer becomes a fault. None: as long as it takes.
+        scheduler: address of a Dask scheduler whose workers do the work, instead of processes here.
         progress: shown while it runs; None shows nothing.
 
     Raises:
@@ -555,19 +575,24 @@ def extract(
     with writing(out):
         out.mkdir(parents=True, exist_ok=True)
     journal = _beside(out, ".journal")
+    kinds = check_retry(retry)
     if not journal.exists():
         _begin_journal(journal, plan, out)
     with lock(journal, purpose="vidprep extract"):
-        done, old_faults = _read_journal(journal, plan)
+        known = _scan_journal(journal, plan)
         _sweep_folders(out)
         todo = [
             (video, paths.get(video.video_id))
             for video in split.videos
-            if not _is_done(video, done, old_faults, paths.get(video.video_id), out)
+            if not _is_done(video, known.get(folder_name(video)), paths.get(video.video_id), out, kinds)
         ]
+        samples = samples_line([(folder_name(video), sample_id(video)) for video in split.videos])
         try:
             work = partial(_extract_group, out=out, settings=settings, delivered=delivered)
-            num_new = _extract_all(_by_file(todo), journal, work, workers=workers, progress=progress)
+            engine = partial(
+                run, work=work, workers=workers, time_limit_seconds=time_limit_seconds, scheduler=scheduler
+            )
+            num_new = _extract_all(_by_file(todo), journal, samples, known, engine, progress=progress)
         except BaseException:
             _sweep_folders(out)  # what workers were filling when they were ended
             raise
@@ -633,46 +658,62 @@ def _begin_journal(journal: Path, plan: Mapping[str, Any], out: Path) -> None:
         stream.write((json.dumps(plan) + "\n").encode())
 
 
-def _read_journal(journal: Path, plan: Mapping[str, Any]) -> tuple[dict[str, FrameFacts], dict[str, dict[str, Any]]]:
-    """What was done (folder -> facts) and what could not be (folder -> entry); later lines replace earlier ones."""
-    lines = journal.read_text(encoding="utf-8", errors="replace").splitlines()
-    try:
-        before = json.loads(lines[0]) if lines else {}
-    except ValueError as error:
-        raise UsageError(
-            f"{journal}: not a journal of `vidprep extract`; move it away or give another --out."
-        ) from error
-    if found := differences(before, plan):
-        raise UsageError(f"{journal.with_suffix('')}: holds frames of other settings ({found}); give another --out.")
-    done: dict[str, FrameFacts] = {}
-    faults: dict[str, dict[str, Any]] = {}
-    for line in lines[1:]:
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Known:
+    """What the journal says of a video, in little: of a hundred thousand the entries themselves fill the memory."""
+
+    place: int
+    """Of its entry in the journal, in bytes."""
+    is_done: bool
+    kind: str
+    source: list[int] | None
+    num_attempts: int
+
+
+def _scan_journal(journal: Path, plan: Mapping[str, Any]) -> dict[str, _Known]:
+    """Folder -> what is known of it; later lines replace earlier ones.
+
+    Raises:
+        UsageError: not a journal, or one of other settings.
+    """
+    known: dict[str, _Known] = {}
+    with journal.open("rb") as lines:
+        first = lines.readline()
         try:
-            entry = json.loads(line)
-        except ValueError:
-            continue  # the line that a killed run was writing; its video is extracted again
-        folder = entry["folder"]
-        done.pop(folder, None)
-        faults.pop(folder, None)
-        if "facts" in entry:
-            done[folder] = FrameFacts(**{**entry["facts"], "pts_seconds": tuple(entry["facts"]["pts_seconds"])})
-        else:
-            faults[folder] = entry
-    return done, faults
+            before = json.loads(first) if first else {}
+        except ValueError as error:
+            raise UsageError(
+                f"{journal}: not a journal of `vidprep extract`; move it away or give another --out."
+            ) from error
+        if found := differences(before, plan):
+            raise UsageError(
+                f"{journal.with_suffix('')}: holds frames of other settings ({found}); give another --out."
+            )
+        place = len(first)
+        for line in lines:
+            try:
+                entry = json.loads(line)
+            except ValueError:
+                entry = {}  # the line that a killed run was writing; its video is extracted again
+            if "folder" in entry:
+                known[entry["folder"]] = _Known(
+                    place=place,
+                    is_done="facts" in entry,
+                    kind=entry.get("kind", "other"),
+                    source=entry.get("source"),
+                    num_attempts=entry.get("attempts", 1),
+                )
+            place += len(line)
+    return known
 
 
-def _is_done(
-    video: Video,
-    done: Mapping[str, FrameFacts],
-    faults: Mapping[str, Mapping[str, Any]],
-    path: Path | None,
-    out: Path,
-) -> bool:
-    folder = folder_name(video)
-    if folder in done:
-        return (out / folder).is_dir()
+def _is_done(video: Video, known: _Known | None, path: Path | None, out: Path, retry: frozenset[FaultKind]) -> bool:
+    if known is None:
+        return False
+    if known.is_done:
+        return (out / folder_name(video)).is_dir()
     # A fault stands as long as its file is the one that was tried.
-    return folder in faults and faults[folder]["source"] == media_state(path)
+    return known.kind not in retry and known.source == media_state(path)
 
 
 def _sweep_folders(out: Path) -> None:
@@ -716,23 +757,49 @@ def _by_file(rows: Sequence[tuple[Video, Path | None]]) -> list[_Group]:
 def _extract_all(
     groups: Sequence[_Group],
     journal: Path,
-    work: Callable[[_Group], list[dict[str, Any]]],
+    samples: str,
+    known: Mapping[str, _Known],
+    engine: Callable[..., Outcomes[_Group, list[dict[str, Any]]]],
     *,
-    workers: int,
     progress: str | None,
 ) -> int:
     """Extract the frames of each video and note it in the journal; how many videos got frames."""
     num_new = 0
     with writing(journal), journal.open("a", encoding="utf-8") as lines:
-        if not journal.read_bytes().endswith(b"\n"):
+        if not ends_in_newline(journal):
             lines.write("\n")  # ends the line that a killed run was writing
-        with closing(run(groups, work, workers=workers, progress=progress)) as outcomes:
-            for outcome in outcomes:
-                group = outcome.unit
-                entries = outcome.result or [_fault_entry(video, group.path, outcome.error) for video in group.videos]
-                lines.writelines(json.dumps(entry) + "\n" for entry in entries)
-                lines.flush()
-                num_new += sum("facts" in entry for entry in entries)
+        if groups:
+            lines.write(samples)
+        lines.flush()
+
+        def note(entries: Sequence[dict[str, Any]], *, seconds: float | None = None, num_attempts: int = 1) -> None:
+            for entry in entries:
+                before = known.get(entry["folder"])
+                entry.setdefault("seconds", None if seconds is None else round(seconds, 3))
+                entry["attempts"] = num_attempts + (before.num_attempts if before is not None else 0)
+                entry["when"] = now()
+            lines.writelines(json.dumps(entry) + "\n" for entry in entries)
+            lines.flush()
+
+        missing = MissingVideo("no file found for it")
+        note([_fault_entry(video, None, missing) for group in groups if group.path is None for video in group.videos])
+        waiting = [group for group in groups if group.path is not None]
+        while waiting:
+            lost: list[_Group] = []
+            with closing(engine(waiting, progress=progress)) as outcomes:
+                for outcome in outcomes:
+                    group, error = outcome.unit, outcome.error
+                    failed = group.videos
+                    if isinstance(error, WorkerDied) and len(group.videos) > 1:
+                        # One of the segments ended the process; the others are done again without it, or each alone.
+                        failed = tuple(video for video in group.videos if folder_name(video) == error.part)
+                        rest = [video for video in group.videos if video not in failed]
+                        apart = [tuple(rest)] if failed else [(video,) for video in rest]
+                        lost += [replace(group, videos=videos) for videos in apart]
+                    entries = outcome.result or [_fault_entry(video, group.path, error) for video in failed]
+                    note(entries, seconds=outcome.seconds, num_attempts=outcome.num_attempts)
+                    num_new += sum("facts" in entry for entry in entries)
+            waiting = lost
     return num_new
 
 
@@ -741,15 +808,17 @@ def _extract_group(
 ) -> list[dict[str, Any]]:
     """The journal's entry of each video; a fault of one does not keep the others from their frames."""
     if group.path is None:
-        raise VidprepError("no file found for it")
+        raise MissingVideo("no file found for it")
     with ExitStack() as opened:
         reader = None
         if delivered is None and len(group.videos) > 1:
             from vidprep.decode.pyav import PyavReader
 
             reader = opened.enter_context(PyavReader(group.path, kept_packet_bytes=KEPT_PACKET_BYTES))
-        entries = []
+        entries: list[dict[str, Any]] = []
         for video in group.videos:
+            begin_part(folder_name(video))
+            started = time.perf_counter()
             try:
                 if delivered is not None:
                     frames = read_delivered(group.path, video, settings, delivered=delivered)
@@ -766,6 +835,7 @@ def _extract_group(
                 raise
             except (VidprepError, OSError, ValueError, MemoryError) as error:
                 entries.append(_fault_entry(video, group.path, error))
+            entries[-1]["seconds"] = round(time.perf_counter() - started, 3)
     return entries
 
 
@@ -773,7 +843,7 @@ def _write_frames(
     facts: FrameFacts, images: Iterator[bytes], path: Path, video: Video, *, out: Path, settings: FrameFormat
 ) -> FrameFacts:
     folder = out / folder_name(video)
-    half = out / HALF_FILLED / f"{os.getpid()}-{hashlib.sha256(folder.name.encode()).hexdigest()[:16]}"
+    half = out / HALF_FILLED / unique_name()
     before = media_state(path)
     with writing(folder):
         shutil.rmtree(half, ignore_errors=True)
@@ -793,6 +863,7 @@ def _fault_entry(video: Video, path: Path | None, error: Exception | None) -> di
     text = str(error).removeprefix(f"{path}: ").removeprefix(f"{path}/").rstrip(".")  # the path has its own column
     return {
         "folder": folder_name(video),
+        "kind": "other" if error is None else kind_of(error),
         "reason": text if isinstance(error, VidprepError) else f"{type(error).__name__}: {text}",
         "path": str(path or ""),
         "source": media_state(path),
@@ -801,25 +872,63 @@ def _fault_entry(video: Video, path: Path | None, error: Exception | None) -> di
 
 def _finish(split: Split, *, out: Path, journal: Path, plan: Mapping[str, Any], num_new: int) -> ExtractReport:
     """Write the index and the list of faults from the journal."""
-    import pandas as pd
-
-    done, entries = _read_journal(journal, plan)
+    known = _scan_journal(journal, plan)
     _sweep_folders(out)
-    named = [(sample_id(video), folder_name(video)) for video in split.videos]
-    rows = [{"video_id": video_id, **asdict(done[folder])} for video_id, folder in named if folder in done]
-    faults = tuple(
-        Fault(video_id=video_id, reason=entries[folder]["reason"], path=entries[folder]["path"])
-        for video_id, folder in named
-        if folder in entries
-    )
-    with publish(_beside(out, ".parquet")) as stream:
-        pd.DataFrame(rows, columns=["video_id", *(field.name for field in fields(FrameFacts))]).to_parquet(stream)
+    faults: list[Fault] = []
+    num_videos = num_frames = 0
+    with publish(_beside(out, ".parquet")) as stream, journal.open("rb") as lines, _FrameTable(stream) as table:
+        for video in split.videos:
+            found = known.get(folder_name(video))
+            if found is None:
+                continue
+            lines.seek(found.place)
+            entry = json.loads(lines.readline())
+            if found.is_done:
+                table.add({"video_id": sample_id(video), **entry["facts"]})
+                num_videos += 1
+                num_frames += entry["facts"]["num_frames"]
+            else:
+                fault = Fault(video_id=sample_id(video), reason=entry["reason"], path=entry["path"], kind=found.kind)
+                faults.append(fault)
     with publish(_beside(out, ".faults.csv")) as stream:
         stream.write(faults_to_csv(faults).encode())
     return ExtractReport(
-        folder=out,
-        num_videos=len(rows),
-        num_frames=sum(row["num_frames"] for row in rows),
-        num_new=num_new,
-        faults=faults,
+        folder=out, num_videos=num_videos, num_frames=num_frames, num_new=num_new, faults=tuple(faults)
     )
+
+
+class _FrameTable:
+    """The index of frames as it is written, in memory for some thousand rows."""
+
+    NUM_ROWS = 4096
+
+    def __init__(self, stream: IO[bytes]) -> None:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        types = {str: pa.string(), int: pa.int64(), float: pa.float64(), tuple[float, ...]: pa.list_(pa.float64())}
+        self._schema = pa.schema(
+            [("video_id", pa.string()), *((field.name, types[cast(type, field.type)]) for field in fields(FrameFacts))]
+        )
+        self._table = pa.Table
+        self._writer = pq.ParquetWriter(stream, self._schema)
+        self._rows: list[dict[str, Any]] = []
+
+    def add(self, row: dict[str, Any]) -> None:
+        self._rows.append(row)
+        if len(self._rows) == self.NUM_ROWS:
+            self._flush()
+
+    def _flush(self) -> None:
+        self._writer.write_table(self._table.from_pylist(self._rows, schema=self._schema))
+        self._rows.clear()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if error is None:
+            self._flush()
+        self._writer.close()

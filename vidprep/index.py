@@ -100,6 +100,8 @@ class Fault:
     """Of a segment with a name of its own: that name."""
     reason: str
     path: str = ""
+    kind: str = ""
+    """One of `errors.FaultKind`; "" in manifests of an earlier vidprep."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -266,11 +268,11 @@ def wids_index(manifest: Manifest) -> str:
 
 
 def faults_to_csv(faults: Sequence[Fault]) -> str:
-    """The faults as a table to open in any program: video_id,reason,path."""
+    """The faults as a table to open in any program: video_id,reason,path,kind."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["video_id", "reason", "path"])
-    writer.writerows((fault.video_id, fault.reason, fault.path) for fault in faults)
+    writer.writerow(["video_id", "reason", "path", "kind"])
+    writer.writerows((fault.video_id, fault.reason, fault.path, fault.kind) for fault in faults)
     return text.getvalue()
 
 

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Generic, Literal, TypeVar
 
-from vidprep.errors import VidprepError
+from vidprep.errors import FaultKind, VidprepError
 
 __all__ = ["Death", "DeathKind", "Done", "WorkerDied", "attempt", "attempt_apart", "begin_part", "end_idle", "end_run"]
 
@@ -37,7 +37,7 @@ IDLE_SECONDS = 60
 class WorkerDied(VidprepError):
     """A unit ended its worker process each time it was tried, or took longer than it may."""
 
-    kind: DeathKind = "crashed"
+    kind: FaultKind = "crashed"
     part: str | None = None
     """The part of the unit (see `begin_part`) that was at work each time; None: none, or not always the same."""
     num_deaths: int = 1

@@ -307,7 +307,7 @@ def test_videos_without_frames_are_listed_with_their_reasons(tmp_path: Path) -> 
     assert [fault.video_id for fault in report.faults] == ["empty", "gone"]
     assert "is empty (0 bytes)" in report.faults[0].reason
     assert report.faults[1].reason == "no file found for it"
-    assert (tmp_path / "frames.faults.csv").read_text().splitlines()[0] == "video_id,reason,path"
+    assert (tmp_path / "frames.faults.csv").read_text().splitlines()[0] == "video_id,reason,path,kind"
     assert extract(split, paths, out=out, settings=FrameFormat()).faults == report.faults
     # A replaced file is tried again.
     shutil.copy(good, paths["empty"])

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from vidprep.decode.bitstream import PacketHeader, UnmappablePackets, header_reader
 from vidprep.decode.sparse import PacketTable, build_packet_table
 from vidprep.decode.types import FrameBatch
-from vidprep.errors import CorruptVideo, MissingVideo
+from vidprep.errors import CorruptVideo, EmptyVideo, MissingVideo
 
 __all__ = [
     "CONTAINERS_WITH_TIMES",
@@ -524,7 +524,7 @@ def require_file(path: Path) -> None:
     if not path.exists():
         raise MissingVideo(f"{path}: no such file.")
     if path.stat().st_size == 0:
-        raise CorruptVideo(f"{path}: is empty (0 bytes); fetch it again.")
+        raise EmptyVideo(f"{path}: is empty (0 bytes); fetch it again.")
 
 
 def reason_of(error: av.error.FFmpegError) -> str:
