@@ -244,7 +244,7 @@ def _rate_of(settings: FrameFormat, *, own: float, duration: float) -> float:
         return math.nan
     if settings.num_frames is not None:
         return settings.num_frames / duration if duration > 0 else math.nan
-    return settings.fps if settings.fps is not None else own
+    return float(settings.fps) if settings.fps is not None else own
 
 
 # From one video to JPEG images

@@ -26,6 +26,7 @@ from vidprep.engine import writing
 from vidprep.errors import FaultKind, UsageError, VidprepError, suggest
 
 __all__ = [
+    "LEDGER_SUFFIX",
     "Entry",
     "Ledger",
     "LedgerReport",
@@ -40,7 +41,7 @@ __all__ = [
 
 State = Literal["done", "failed", "pending"]
 KINDS: tuple[FaultKind, ...] = get_args(FaultKind)
-SUFFIX = ".ledger.jsonl"
+LEDGER_SUFFIX = ".ledger.jsonl"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -165,11 +166,11 @@ def ledger_paths(folder: Path, split: str | None = None) -> dict[str, list[Path]
     if not folder.is_dir():
         raise UsageError(f"{folder}: no such folder; give what `vidprep shard` or `vidprep extract` wrote.")
     found: dict[str, list[Path]] = {}
-    for path in sorted(folder.glob(f"*{SUFFIX}")):
-        found.setdefault(path.name.removesuffix(SUFFIX).partition(".")[0], []).append(path)
+    for path in sorted(folder.glob(f"*{LEDGER_SUFFIX}")):
+        found.setdefault(path.name.removesuffix(LEDGER_SUFFIX).partition(".")[0], []).append(path)
     if not found:
         raise UsageError(
-            f"{folder}: no ledger here (no SPLIT{SUFFIX}, no {journal.name} beside it); see docs/ledger.md."
+            f"{folder}: no ledger here (no SPLIT{LEDGER_SUFFIX}, no {journal.name} beside it); see docs/ledger.md."
         )
     if split is not None:
         if split not in found:

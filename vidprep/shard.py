@@ -7,6 +7,7 @@
     OUT/val.json, val.parquet  the manifest and the table of samples, when all shards are finished
     OUT/val.wids.json          the list of shards, for wids
     OUT/val.faults.csv         the videos that are in no shard, and why
+    OUT/val.ledger.jsonl       each sample with its state, attempts and time
 
 The bytes of a shard depend on the plan and on the videos alone: not on the number of workers, not on restarts, not on
 the machine or the task of a job array that writes it, not on where OUT lies: a folder or the URL of an object store.
@@ -17,6 +18,7 @@ import json
 import math
 import re
 import tarfile
+import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -26,12 +28,22 @@ from functools import partial
 from itertools import chain
 from pathlib import Path, PurePosixPath
 from types import TracebackType
-from typing import IO, Any, Literal, Self, TypeVar
+from typing import IO, Any, Literal, Self, TypeVar, cast
 
 from vidprep.datasets import DATASETS
 from vidprep.decode.pyav import PyavReader
 from vidprep.engine import CannotWrite, Outcomes, WorkerDied, differences, run, source_state
-from vidprep.errors import CorruptShard, CorruptVideo, MissingVideo, UsageError, VidprepError
+from vidprep.errors import (
+    CorruptShard,
+    CorruptVideo,
+    EmptyVideo,
+    FaultKind,
+    MissingVideo,
+    UsageError,
+    VidprepError,
+    WrongLength,
+    kind_of,
+)
 from vidprep.extract import (
     KEPT_PACKET_BYTES,
     FrameFacts,
@@ -58,6 +70,7 @@ from vidprep.index import (
     wids_index,
     write_samples,
 )
+from vidprep.ledger import LEDGER_SUFFIX, Entry, Ledger, check_retry, now
 from vidprep.probe import VideoFacts, check, probe
 from vidprep.splits import Split
 from vidprep.store import Location, Store, StoreUnreachable, open_store, read_url, url_sizes, url_state
@@ -153,8 +166,10 @@ class _Job:
     """Reads the boxes of all frames of a video, for detection."""
     decode_frames: bool = True
     """Extracted frames are decoded to see that they are whole, not only opened."""
-    condemned: Mapping[int, str] = field(default_factory=dict)
+    condemned: Mapping[int, WorkerDied] = field(default_factory=dict)
     """Position -> why, for videos that end the process that looks at them."""
+    retry: frozenset[FaultKind] = frozenset()
+    """Shards with faults of these kinds are written again."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -217,6 +232,7 @@ def shard(
     workers: int = 1,
     scheduler: str | None = None,
     time_limit_seconds: float | None = None,
+    retry: Sequence[str] = (),
     check: Check = "decode",
     progress: str | None = None,
 ) -> ShardReport:
@@ -248,6 +264,7 @@ def shard(
         workers: processes; each holds one video in memory.
         scheduler: address of a Dask scheduler whose workers do the work instead.
         time_limit_seconds: for a video; one that takes longer becomes a fault. None: as long as it takes.
+        retry: kinds of faults (`ledger.check_retry`) whose videos are tried again though their files are the same.
         check: "decode" all of each video, or only "open" it and decode its first frame.
         progress: shown while it runs; None shows nothing.
 
@@ -306,6 +323,7 @@ def shard(
         delivered=delivered if index is None else None,
         read_boxes=read_boxes if annotations is not None else None,
         decode_frames=check == "decode",
+        retry=check_retry(retry),
     )
     items = list(_items(split, paths, index, frames_from, annotations))
     before = read_plan(store, split.split)
@@ -336,7 +354,7 @@ def _write_everything(
 ) -> ShardReport:
     with hold(job.store.lock_file(f"{split.split}.plan.json"), range(len(units)), purpose="vidprep shard"):
         _sweep(units, job)
-        num_new = _write_missing(units, job, hands, progress=progress)
+        num_new = _write_missing(units, job, hands, ledger=f"{split.split}{LEDGER_SUFFIX}", progress=progress)
         manifest = _published(job.store, split.split) or _publish(split, units, job, plan)
     return _report(job, manifest, num_new=num_new)
 
@@ -358,7 +376,8 @@ def _write_part(
     # A task that is just publishing holds all shards, for a moment.
     with hold(lock_file, mine, purpose=f"vidprep shard --task {task}", patience_seconds=PUBLISH_PATIENCE_SECONDS):
         _sweep(own, job)
-        num_new = _write_missing(own, job, hands, progress=progress)
+        ledger = f"{split.split}.{task.number}-of-{task.count}{LEDGER_SUFFIX}"
+        num_new = _write_missing(own, job, hands, ledger=ledger, progress=progress)
     missing = _unfinished(units, job)
     if not missing:
         try:
@@ -373,19 +392,64 @@ def _write_part(
     return replace(report, num_missing_shards=len(missing), is_published=False)
 
 
-def _write_missing(units: Sequence[_Unit], job: _Job, hands: _Hands, *, progress: str | None) -> int:
+def _write_missing(units: Sequence[_Unit], job: _Job, hands: _Hands, *, ledger: str, progress: str | None) -> int:
     """Write those of the shards that are not finished; how many they were."""
     todo = _unfinished(units, job)
-    if todo:
-        # No manifest while its shards change: after a kill nothing may pass for finished.
-        job.store.remove(f"{job.split}.json")
+    if not todo and f"{job.split}.json" in job.store.sizes():
+        _write_lost_indices(units, job)
+        return 0
+    # No manifest while its shards change: after a kill nothing may pass for finished.
+    job.store.remove(f"{job.split}.json")
+    path = job.store.lock_file(ledger)
     try:
-        _write_all(todo, job, hands, progress=progress)
+        with Ledger(path, [(_key(item), sample_id(item.video)) for unit in units for item in unit.items]) as noted:
+            unfinished = {unit.name for unit in todo}
+            for unit in units:
+                if unit.name not in unfinished and any(_key(item) not in noted.attempts for item in unit.items):
+                    noted.add(_entries_of_sidecar(unit, job))  # a killed run had not come to it
+            job = replace(job, condemned=_condemned_before(todo, job, noted))
+            _write_all(todo, job, hands, noted, progress=progress)
+        if isinstance(job.store.location, str):
+            with job.store.publish(ledger) as stream:
+                stream.write(path.read_bytes())
         _write_lost_indices(units, job)
     except BaseException:
         _sweep(units, job)  # what workers were writing when they were ended
         raise
     return len(todo)
+
+
+def _key(item: _Item) -> str:
+    return f"{item.position:08d}"
+
+
+def _entries_of_sidecar(unit: _Unit, job: _Job) -> list[Entry]:
+    """What a sidecar knows: states and reasons, but no times."""
+    header, rows = _read_sidecar(unit, job)
+    done = {row.key for row in rows}
+    # Faults stand in the order of the split.
+    faults = iter(zip(header.faults, header.sources, strict=True))
+    entries = []
+    for item in unit.items:
+        entry = Entry(key=_key(item), sample=sample_id(item.video), state="done", attempts=1)
+        if entry.key not in done:
+            fault, source = next(faults)
+            entry = replace(
+                entry, state="failed", kind=fault.kind or "other", reason=fault.reason, path=fault.path, source=source
+            )
+        entries.append(entry)
+    return entries
+
+
+def _condemned_before(units: Sequence[_Unit], job: _Job, ledger: Ledger) -> dict[int, WorkerDied]:
+    """Videos that ended their process in an earlier run, and are still the same."""
+    condemned = {}
+    for item in (item for unit in units for item in unit.items):
+        entry = ledger.deaths.get(_key(item))
+        if entry is not None and entry.kind not in job.retry and entry.source == _state(item):
+            condemned[item.position] = error = WorkerDied(entry.reason)
+            error.kind = cast(FaultKind, entry.kind)
+    return condemned
 
 
 def _report(job: _Job, manifest: Manifest, *, num_new: int) -> ShardReport:
@@ -620,6 +684,8 @@ def _is_finished(unit: _Unit, job: _Job, sizes: Mapping[str, int], head: bytes |
         return False
     if finished.shard is not None and sizes.get(unit.name) != finished.shard.num_bytes:
         return False
+    if any(fault.kind in job.retry for fault in finished.faults):
+        return False
     # Several segments of a video may go by one id.
     states: dict[str, list[list[int] | None]] = {fault.video_id: [] for fault in finished.faults}
     for item in unit.items:
@@ -677,34 +743,52 @@ def _published(store: Store, split: str) -> Manifest | None:
 # Writing
 
 
-def _write_all(units: Sequence[_Unit], job: _Job, hands: _Hands, *, progress: str | None) -> None:
+def _write_all(units: Sequence[_Unit], job: _Job, hands: _Hands, ledger: Ledger, *, progress: str | None) -> None:
     """Write the shards; a video that ends the process that looks at it is found, condemned and left out."""
     while units:
         lost: list[_Unit] = []
-        culprits: dict[int, str] = {}
+        culprits: dict[int, WorkerDied] = {}
         with closing(hands.run(units, partial(_write_shard, job=job), progress=progress)) as outcomes:
             for outcome in outcomes:
                 if isinstance(outcome.error, WorkerDied):
                     lost.append(outcome.unit)
                     if outcome.error.part is not None:
-                        culprits[int(outcome.error.part)] = str(outcome.error)
+                        culprits[int(outcome.error.part)] = outcome.error
                 elif outcome.error is not None:
                     raise outcome.error
+                else:
+                    ledger.add(outcome.result or ())
         if lost:
             unexplained = [unit for unit in lost if not any(item.position in culprits for item in unit.items)]
-            job = replace(job, condemned={**job.condemned, **culprits})
             if unexplained:
-                job = _condemn(unexplained, job, hands)
+                culprits |= _find_culprits(unexplained, job, hands)
+            job = replace(job, condemned={**job.condemned, **culprits})
+            ledger.add(
+                Entry(
+                    key=_key(item),
+                    sample=sample_id(item.video),
+                    state="failed",
+                    kind=culprits[item.position].kind,
+                    reason=str(culprits[item.position]),
+                    path=str(item.path or ""),
+                    source=_state(item),
+                    attempts=culprits[item.position].num_deaths,
+                    when=now(),
+                )
+                for unit in lost
+                for item in unit.items
+                if item.position in culprits
+            )
         units = lost
 
 
-def _condemn(lost: Sequence[_Unit], job: _Job, hands: _Hands) -> _Job:
+def _find_culprits(lost: Sequence[_Unit], job: _Job, hands: _Hands) -> dict[int, WorkerDied]:
     """Try each video of the lost shards by itself; those that end their process again become faults."""
     items = [item for unit in lost for item in unit.items if item.position not in job.condemned]
     apart = replace(hands, workers=max(hands.workers, 2))
     with closing(apart.run(items, partial(_try, job=job))) as outcomes:
         culprits = {
-            outcome.unit.position: str(outcome.error) for outcome in outcomes if isinstance(outcome.error, WorkerDied)
+            outcome.unit.position: outcome.error for outcome in outcomes if isinstance(outcome.error, WorkerDied)
         }
     if not culprits:
         names = ", ".join(unit.name for unit in lost)
@@ -712,7 +796,7 @@ def _condemn(lost: Sequence[_Unit], job: _Job, hands: _Hands) -> _Job:
             f"{names}: the process that writes it dies, though each of its videos passes alone; "
             "with too little memory, use fewer --workers and run the same command again."
         )
-    return replace(job, condemned={**job.condemned, **culprits})
+    return culprits
 
 
 def _try(item: _Item, job: _Job) -> None:
@@ -727,15 +811,16 @@ SAMPLE_FAULTS = (VidprepError, OSError, ValueError, MemoryError)
 """What a single video can be blamed for."""
 
 
-def _write_shard(unit: _Unit, job: _Job) -> None:
-    """Write one shard, its index, then its sidecar, which says that it is finished."""
+def _write_shard(unit: _Unit, job: _Job) -> list[Entry]:
+    """Write one shard, its index, then its sidecar, which says that it is finished; what the ledger is to note."""
     store = job.store
     store.remove(_sidecar(unit))
     rows: list[SampleRow] = []
     faults: list[tuple[Fault, list[int] | None]] = []
+    entries: list[Entry] = []
     facts: ShardFacts | None = None
     with _LongVideo() as long_video:
-        samples = _checked(unit, job, long_video, faults)
+        samples = _checked(unit, job, long_video, faults, entries)
         first = next(samples, None)
         if first is not None:
             with store.publish(unit.name) as stream, TarWriter(stream) as tar:
@@ -756,6 +841,7 @@ def _write_shard(unit: _Unit, job: _Job) -> None:
     with store.publish(_sidecar(unit)) as stream:
         for line in (asdict(header), *map(asdict, rows)):
             stream.write((json.dumps(line, ensure_ascii=False) + "\n").encode())
+    return entries
 
 
 def _write_dali_index(unit: _Unit, job: _Job, rows: Sequence[SampleRow]) -> None:
@@ -772,12 +858,21 @@ def _write_lost_indices(units: Sequence[_Unit], job: _Job) -> None:
 
 
 def _checked(
-    unit: _Unit, job: _Job, long_video: "_LongVideo", faults: list[tuple[Fault, list[int] | None]]
+    unit: _Unit,
+    job: _Job,
+    long_video: "_LongVideo",
+    faults: list[tuple[Fault, list[int] | None]],
+    entries: list[Entry],
 ) -> Iterator[_Sample]:
-    """The samples of a shard, one after the other; what cannot be one is added to `faults`, with its file's state."""
+    """The samples of a shard, one after the other; what cannot be one is added to `faults`, with its file's state.
+
+    What the ledger is to note is added to `entries`.
+    """
     for item in unit.items:
         begin_part(str(item.position))
         state = _state(item)
+        started = time.perf_counter()
+        entry = Entry(key=_key(item), sample=sample_id(item.video), state="done", path=str(item.path or ""), attempts=1)
         try:
             sample = _prepare(item, job, long_video)
         except (CannotWrite, StoreUnreachable):
@@ -785,8 +880,13 @@ def _checked(
         except SAMPLE_FAULTS as error:
             # The path has its own column.
             reason = _reason(error).removeprefix(f"{item.path}: ").removeprefix(f"{item.path}/")
-            faults.append((Fault(video_id=sample_id(item.video), reason=reason, path=str(item.path or "")), state))
-        else:
+            kind = kind_of(error)
+            fault = Fault(video_id=sample_id(item.video), reason=reason, path=str(item.path or ""), kind=kind)
+            faults.append((fault, state))
+            entry = replace(entry, state="failed", kind=kind, reason=reason, source=state)
+        if item.position not in job.condemned:  # those have their entry
+            entries.append(replace(entry, seconds=round(time.perf_counter() - started, 3), when=now()))
+        if entry.state == "done":
             yield sample
 
 
@@ -949,7 +1049,7 @@ class _LongVideo:
 def _prepare(item: _Item, job: _Job, long_video: _LongVideo) -> _Sample:
     """A checked sample in memory; raises one of `SAMPLE_FAULTS` with the reason why it cannot be one."""
     if item.position in job.condemned:
-        raise CorruptVideo(job.condemned[item.position])
+        raise job.condemned[item.position]
     if item.reason or item.path is None:
         raise MissingVideo(item.reason)
     if item.frames is not None:
@@ -982,7 +1082,7 @@ def _read_whole(path: Location) -> bytes:
     if before is None:
         raise MissingVideo("no file found for it")
     if before[0] == 0:
-        raise CorruptVideo("is empty (0 bytes); fetch it again")
+        raise EmptyVideo("is empty (0 bytes); fetch it again")
     if before[0] > MAX_MEMBER_BYTES:
         raise CorruptVideo(f"has {before[0]} bytes; a tar holds files of at most {MAX_MEMBER_BYTES}")
     data = read_url(path) if isinstance(path, str) else path.read_bytes()
@@ -1005,7 +1105,7 @@ def _sample_from_video(item: _Item, path: Location, data: bytes, job: _Job) -> _
     facts = job.measure(data)
     start = item.video.start_seconds or 0.0
     if start >= facts.duration_seconds:
-        raise VidprepError(f"the segment begins at {start:g} s, the video ends at {facts.duration_seconds:.3f} s")
+        raise WrongLength(f"the segment begins at {start:g} s, the video ends at {facts.duration_seconds:.3f} s")
     row = _row(
         item,
         job,
