@@ -112,6 +112,13 @@ class RateMode(StrEnum):
     output = "output"
 
 
+class Engine(StrEnum):
+    """Who does the work: processes of this machine, or a Dask cluster."""
+
+    loky = "loky"
+    dask = "dask"
+
+
 class ColourSubsampling(StrEnum):
     """Of colour against brightness."""
 
@@ -148,6 +155,21 @@ Quality = Annotated[int | None, typer.Option("--quality", help="JPEG quality, 1 
 ChosenSubsampling = Annotated[
     ColourSubsampling | None,
     typer.Option("--subsampling", help="Of colour in JPEG: half the size, half the width, none."),
+]
+
+
+ChosenEngine = Annotated[
+    Engine | None, typer.Option("--engine", help="Processes of this machine (loky), or a cluster (dask).")
+]
+Scheduler = Annotated[
+    str | None, typer.Option("--scheduler", help="Address of the cluster's Dask scheduler: tcp://HOST:8786.")
+]
+TimeLimit = Annotated[
+    float, typer.Option("--time-limit", min=0, help="Seconds for a video; one that takes longer is given up; 0: none.")
+]
+Retry = Annotated[
+    list[str] | None,
+    typer.Option("--retry", help="Try again what failed for this reason (missing, damaged, hung ...), or all: failed."),
 ]
 
 
@@ -426,6 +448,10 @@ def extract(
     subsampling: ChosenSubsampling = None,
     template: Annotated[str | None, typer.Option("--template", help="Names of the frames: image_{:05d}.jpg")] = None,
     workers: Workers = _num_cores(),
+    engine: ChosenEngine = None,
+    scheduler: Scheduler = None,
+    time_limit: TimeLimit = 600.0,
+    retry: Retry = None,
 ) -> None:
     """Extract JPEG frames from the videos of a split, as the data set's published frames are."""
     from vidprep.extract import extract as extract_split
@@ -452,6 +478,9 @@ def extract(
         settings=settings,
         delivered=info.frames if info.media == "frames" else None,
         workers=workers,
+        scheduler=_scheduler(engine, scheduler),
+        time_limit_seconds=time_limit or None,
+        retry=retry or (),
         progress=f"extract {chosen.split}",
     )
     was_there = report.num_videos - report.num_new
@@ -501,6 +530,10 @@ def shard(
     short_side: ShortSide = None,
     quality: Quality = None,
     workers: Workers = _num_cores(),
+    engine: ChosenEngine = None,
+    scheduler: Scheduler = None,
+    time_limit: TimeLimit = 600.0,
+    retry: Retry = None,
 ) -> None:
     """Write the videos of a split, or their frames, as WebDataset shards; each is checked first."""
     from vidprep.datasets import get
@@ -545,6 +578,9 @@ def shard(
         shard_bytes=num_bytes,
         task=part,
         workers=workers,
+        scheduler=_scheduler(engine, scheduler),
+        time_limit_seconds=time_limit or None,
+        retry=retry or (),
         check=check.value,
         progress=f"shards {chosen.split}",
     )
@@ -554,8 +590,39 @@ def shard(
 
 
 @app.command()
+def ledger(
+    folder: Annotated[Path, typer.Argument(help="What `shard --out` or `extract --out` named.")],
+    split_name: SplitName = None,
+    csv_file: Annotated[Path | None, typer.Option("--csv", help="Write a line for each sample to this file.")] = None,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write the counts to this file.")] = None,
+) -> None:
+    """Say which samples are done, which failed and why, and which are pending."""
+    import json
+
+    from vidprep.engine import publish
+    from vidprep.ledger import LedgerReport, entries_to_csv, ledger_paths, read_ledger
+
+    reports = []
+    for name, paths in ledger_paths(folder, split_name).items():
+        report = LedgerReport(split=name)
+        for entry in read_ledger(paths):
+            report.count(entry)
+        typer.echo(report.to_text())
+        reports.append(report)
+    if csv_file is not None:
+        with publish(csv_file.absolute()) as stream:
+            entries = (entry for paths in ledger_paths(folder, split_name).values() for entry in read_ledger(paths))
+            entries_to_csv(entries, stream)
+    if json_file is not None:
+        with publish(json_file.absolute()) as stream:
+            stream.write((json.dumps([report.to_json() for report in reports], indent=1) + "\n").encode())
+
+
+@app.command()
 def verify(
-    shards: Annotated[Path | None, typer.Argument(help="A folder of shards. Or, for videos, leave it out:")] = None,
+    shards: Annotated[
+        str | None, typer.Argument(help="A folder of shards, or its URL. Or, for videos, leave it out:")
+    ] = None,
     dataset: Annotated[str | None, typer.Option("--dataset", "-d", help="Data set whose videos are verified.")] = None,
     data_root: Annotated[Path | None, typer.Option("--data-root", help="Folder of its videos.")] = None,
     split_name: SplitName = None,
@@ -571,13 +638,14 @@ def verify(
     """Verify every byte of a folder of shards, or every video of a data set."""
     from vidprep import verify as verification
     from vidprep.engine import publish
+    from vidprep.store import local_or_url
 
     if shards is not None:
         if dataset is not None or data_root is not None:
             raise UsageError("give a folder of shards, or --dataset and --data-root, not both.")
         if is_quarantined:
             raise UsageError("--quarantine: for videos (--dataset and --data-root); shards are written again instead.")
-        of_shards = verification.verify_shards(shards, split_name, workers=workers, progress="verify")
+        of_shards = verification.verify_shards(local_or_url(shards), split_name, workers=workers, progress="verify")
         text, as_json, is_good = of_shards.to_text(), of_shards.to_json(), of_shards.is_sound
     else:
         if dataset is None or data_root is None:
@@ -605,6 +673,76 @@ def verify(
             typer.echo(f"quarantine: {move.from_path} -> {move.to_path}")
     if not is_good:
         raise typer.Exit(1)
+
+
+@app.command()
+def repair(
+    shards: Annotated[str, typer.Argument(help="A folder of shards, or its URL.")],
+    data_root: Annotated[
+        str, typer.Option("--data-root", help="Folder of the videos that they were made from, or URL.")
+    ],
+    split_name: SplitName = None,
+    frames_root: Annotated[
+        Path | None,
+        typer.Option("--frames-root", help="Of shards made with --from frames.", show_default="DATA_ROOT/frames/SPLIT"),
+    ] = None,
+    workers: Workers = _num_cores(),
+) -> None:
+    """Rebuild the shards that verify finds damaged, as their plan says; the damaged ones are put aside."""
+    from vidprep.repair import repair as repair_split
+    from vidprep.shard import ShardReport, list_plans, read_plan
+    from vidprep.shard import shard as shard_split
+    from vidprep.store import local_or_url, open_store
+
+    store = open_store(local_or_url(shards))
+    begun = list_plans(store) if store.exists() else []
+    if not begun:
+        raise UsageError(f"{store}: no SPLIT.plan.json here; give the folder that `vidprep shard --out` wrote.")
+    if split_name is None and len(begun) > 1:
+        raise UsageError(f"{store}: holds shards of {', '.join(begun)}; say which with --split.")
+    name = split_name or begun[0]
+    plan = read_plan(store, name)
+    if plan is None:
+        raise UsageError(f"{store}: no {name}.plan.json; there are shards of {', '.join(begun)}.")
+
+    def rebuild() -> ShardReport:
+        place = local_or_url(data_root)
+        is_from_frames = plan["source"] == "frames"
+        info, chosen, paths = _load_anywhere(plan["dataset"], name, place, is_located=not is_from_frames)
+        boxes = None
+        if plan.get("has_boxes"):
+            boxes = _locate_boxes(info, chosen, {key: path for key, path in paths.items() if isinstance(path, Path)})
+        return shard_split(
+            chosen,
+            paths,
+            out=store.location,
+            content=plan["content"],
+            frames=_planned_format(plan["frames"]) if plan["source"] != "frames" else None,
+            delivered=_planned_format(plan.get("delivered")),
+            annotations=boxes,
+            read_boxes=None if boxes is None else _read_boxes,
+            frames_from=_extracted(frames_root, place, name) if is_from_frames else None,
+            samples_per_shard=plan["samples_per_shard"],
+            shard_bytes=plan.get("shard_bytes"),
+            workers=workers,
+            check=plan["check"],
+            progress=f"shards {name}",
+        )
+
+    report = repair_split(store.location, name, rebuild, workers=workers, progress="verify")
+    typer.echo(report.to_text())
+    if not report.is_sound:
+        raise typer.Exit(1)
+
+
+def _planned_format(settings: "Mapping[str, Any] | None") -> "FrameFormat | None":
+    from dataclasses import fields
+
+    from vidprep.types import FrameFormat
+
+    # A plan of another vidprep may lack settings, or have more; `shard` then says what differs.
+    names = {field.name for field in fields(FrameFormat)}
+    return None if settings is None else FrameFormat(**{key: settings[key] for key in settings if key in names})
 
 
 @app.command()
@@ -776,6 +914,14 @@ def _parse_size(text: str) -> int:
         raise UsageError(f"--shard-bytes: expected a size such as 256MB or 1GiB, got {text!r}.")
     unit = (1024 if found[3] else 1000) ** (" kmgt".index(found[2]) if found[2] else 0)
     return int(float(found[1]) * unit)
+
+
+def _scheduler(engine: Engine | None, scheduler: str | None) -> str | None:
+    if engine is Engine.dask and scheduler is None:
+        raise UsageError("--engine dask needs the address of its scheduler: --scheduler tcp://HOST:8786.")
+    if engine is Engine.loky and scheduler is not None:
+        raise UsageError("--scheduler: for --engine dask; loky works on this machine.")
+    return scheduler
 
 
 def _tell_shards(report: "ShardReport", *, task: "ArrayTask | None") -> None:

@@ -33,6 +33,7 @@ __all__ = [
     "State",
     "check_retry",
     "ends_in_newline",
+    "entries_to_csv",
     "ledger_paths",
     "now",
     "read_ledger",
@@ -288,13 +289,12 @@ class LedgerReport:
         }
 
 
-def entries_to_csv(entries: Iterable[Entry], stream: IO[str]) -> int:
-    """Write entries as a table to open in any program; how many."""
+def entries_to_csv(entries: Iterable[Entry], stream: IO[bytes]) -> None:
+    """Write entries as a table to open in any program."""
     names = ("key", "sample", "state", "kind", "reason", "path", "attempts", "seconds", "when")
-    writer = csv.writer(stream, lineterminator="\n")
+    text = io.TextIOWrapper(stream, encoding="utf-8", newline="")
+    writer = csv.writer(text, lineterminator="\n")
     writer.writerow(names)
-    count = 0
     for entry in entries:
         writer.writerow(getattr(entry, name) for name in names)
-        count += 1
-    return count
+    text.detach()  # flushes, and leaves the stream open

@@ -78,7 +78,7 @@ from vidprep.tasks import ArrayTask, Held, hold
 from vidprep.types import FrameAnnotation, FrameFormat, Task, Video
 from vidprep.workers import begin_part
 
-__all__ = ["ShardReport", "TarWriter", "default_samples_per_shard", "read_plan", "shard"]
+__all__ = ["ShardReport", "TarWriter", "default_samples_per_shard", "list_plans", "read_plan", "shard"]
 
 U = TypeVar("U")
 R = TypeVar("R")
@@ -306,8 +306,10 @@ def shard(
     store = open_store(out if not isinstance(out, Path) else out.absolute())
     if isinstance(store.location, Path) and store.location.exists() and not store.location.is_dir():
         raise UsageError(f"{store}: is a file; give --out the name of a folder.")
-    if str(store).startswith("memory://") and (workers > 1 or scheduler is not None):
-        raise UsageError(f"{store}: lies in the memory of one process; write to it with --workers 1.")
+    if str(store).startswith("memory://") and (workers > 1 or scheduler is not None or time_limit_seconds is not None):
+        raise UsageError(
+            f"{store}: lies in the memory of one process; write to it with --workers 1 and no --time-limit (0)."
+        )
     store.make()
     job = _Job(
         store=store,
@@ -533,6 +535,11 @@ def read_plan(store: Store, split: str) -> dict[str, Any] | None:
     if not isinstance(plan, dict) or plan.get("format") != PLAN_FORMAT:
         raise UsageError(f"{store}/{name}: is no plan of `vidprep shard`; give another --out.")
     return plan
+
+
+def list_plans(store: Store) -> list[str]:
+    """Names of the splits whose shards were begun in a folder."""
+    return sorted(name.removesuffix(".plan.json") for name in store.sizes() if name.endswith(".plan.json"))
 
 
 def _refuse_foreign(store: Store, split: str) -> None:
