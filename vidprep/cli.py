@@ -742,7 +742,12 @@ def _planned_format(settings: "Mapping[str, Any] | None") -> "FrameFormat | None
 
     # A plan of another vidprep may lack settings, or have more; `shard` then says what differs.
     names = {field.name for field in fields(FrameFormat)}
-    return None if settings is None else FrameFormat(**{key: settings[key] for key in settings if key in names})
+    if settings is None:
+        return None
+    values: dict[str, Any] = {
+        key: tuple(value) if isinstance(value, list) else value for key, value in settings.items()
+    }
+    return FrameFormat(**{key: value for key, value in values.items() if key in names})
 
 
 @app.command()

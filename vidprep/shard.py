@@ -554,7 +554,8 @@ def _refuse_foreign(store: Store, split: str) -> None:
 
 def _refuse_other_plan(store: Store, before: Mapping[str, Any], plan: Mapping[str, Any]) -> None:
     # Where shards begin follows from the rest, as the videos were when the plan was made.
-    if found := differences({name: value for name, value in before.items() if name != "starts"}, plan):
+    asked = json.loads(json.dumps(plan))  # as it stands in a file: lists, no tuples
+    if found := differences({name: value for name, value in before.items() if name != "starts"}, asked):
         raise UsageError(
             f"{store}: holds shards of {plan['split']} that were made otherwise ({found}); "
             "give another --out, or the settings of before."
