@@ -1,7 +1,8 @@
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import pytest
 
+from tests.vidprep.s3 import BUCKET, serve_s3
 from vidprep.miniature import Miniature, make_miniature
 
 Make = Callable[[str], Miniature]
@@ -18,3 +19,16 @@ def make(tmp_path_factory: pytest.TempPathFactory) -> Make:
         return made[name]
 
     return make_once
+
+
+@pytest.fixture(scope="session")
+def s3_environment() -> Iterator[dict[str, str]]:
+    """Where processes find the S3 server of this session."""
+    with serve_s3() as environment:
+        yield environment
+
+
+@pytest.fixture
+def s3_url(s3_environment: dict[str, str], request: pytest.FixtureRequest) -> str:
+    """A prefix of a bucket, with nothing below it."""
+    return f"s3://{BUCKET}/{abs(hash(request.node.nodeid))}"
