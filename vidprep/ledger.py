@@ -193,15 +193,18 @@ def read_ledger(paths: Sequence[Path]) -> Iterator[Entry]:
     last: dict[str, tuple[str, Path, int]] = {}
     """Key -> (when, file, place) of its latest line: the lines themselves would not fit into memory."""
     for path in paths:
-        place = 0
+        place, of_file = 0, dict[str, str]()
         with path.open("rb") as lines:
             for raw in lines:
                 line = raw.decode("utf-8", errors="replace")
                 if '"samples_sha256"' in line[:20]:
-                    samples = dict(json.loads(line)["samples"])
+                    of_file = dict(json.loads(line)["samples"])
                 elif (entry := _parse(line)) is not None and entry.when >= last.get(entry.key, ("",))[0]:
                     last[entry.key] = (entry.when, path, place)
                 place += len(raw)
+        samples |= of_file
+    if len(paths) > 1:
+        samples = dict(sorted(samples.items()))  # of tasks, whose keys are positions in the split
     if not samples:
         raise VidprepError(f"{paths[0]}: does not say which samples there are; run the same command again.")
     streams = {path: path.open("rb") for path in paths}
@@ -274,7 +277,7 @@ class LedgerReport:
         for state in get_args(State):
             lines.append(f"  {state:<14}{self.states[state]:>9}")
             if state == "failed":
-                for kind, count in self.kinds.most_common():
+                for kind, count in sorted(self.kinds.items(), key=lambda item: (-item[1], item[0])):
                     lines.append(f"    {kind:<12}{count:>9}   {self.examples[kind]}")
         return "\n".join(lines)
 
