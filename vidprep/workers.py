@@ -184,9 +184,10 @@ def attempt_apart(work: Callable[[U], R], unit: U, *, run: str, limit_seconds: f
         run: a name of the run that this belongs to, for `end_run`.
         limit_seconds: the process is ended when the unit, or a part of it (`begin_part`), takes longer; None: never.
     """
-    from joblib.externals.loky.process_executor import ShutdownExecutorError, TerminatedWorkerError
-
     with _lock:
+        # Imported by one thread at a time: joblib imports itself in a circle, which two threads break.
+        from joblib.externals.loky.process_executor import ShutdownExecutorError, TerminatedWorkerError
+
         if run in _ended:
             return Death(kind="crashed", reason="the run was ended", part=None, seconds=0.0)
         slot = _idle.pop() if _idle else _Slot()
