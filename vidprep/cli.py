@@ -590,6 +590,26 @@ def shard(
 
 
 @app.command()
+def doctor(
+    folder: Annotated[
+        Path | None, typer.Option("--folder", help="Where data sets are to lie.", show_default="the working directory")
+    ] = None,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write the findings to this file, too.")] = None,
+) -> None:
+    """Say whether this machine is fit: libraries, disk, memory; and how to mend what is not."""
+    from vidprep.doctor import examine
+    from vidprep.engine import publish
+
+    report = examine(folder)
+    typer.echo(report.to_text())
+    if json_file is not None:
+        with publish(json_file.absolute()) as stream:
+            stream.write(report.to_json().encode())
+    if not report.is_fit:
+        raise typer.Exit(1)
+
+
+@app.command()
 def ledger(
     folder: Annotated[Path, typer.Argument(help="What `shard --out` or `extract --out` named.")],
     split_name: SplitName = None,
