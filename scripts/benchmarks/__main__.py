@@ -6,7 +6,7 @@ from pathlib import Path
 
 from scripts.benchmarks.runner import write_json
 
-BENCHMARKS = {"decode": "scripts.benchmarks.decode"}
+BENCHMARKS = {"decode": "scripts.benchmarks.decode", "extract": "scripts.benchmarks.extract"}
 """Name -> module with `run(rounds=...) -> (ratios, machine)`."""
 
 
