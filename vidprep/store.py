@@ -11,7 +11,7 @@ import re
 import tempfile
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
@@ -299,9 +299,8 @@ class ObjectStore(Store):
     def remove(self, name: str) -> None:
         url = f"{self.url}/{name}"
         system, path = _connect(url)
-        with _asking(url, is_write=True):
-            if system.exists(path):
-                system.rm_file(path)
+        with _asking(url, is_write=True), suppress(FileNotFoundError):
+            system.rm_file(path)
 
     def move(self, name: str, *, to: str) -> None:
         system, root = _connect(self.url)

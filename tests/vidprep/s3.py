@@ -5,6 +5,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from vidprep.workers import end_idle
+
 __all__ = ["BUCKET", "contents", "file_system", "serve_s3"]
 
 BUCKET = "bucket"
@@ -26,6 +28,7 @@ def serve_s3() -> Iterator[dict[str, str]]:
     }
     before = {name: os.environ.get(name) for name in environment}
     os.environ.update(environment)
+    end_idle()  # worker processes that wait for work were started without it
     try:
         file_system().mkdir(BUCKET)
         yield environment
@@ -35,6 +38,7 @@ def serve_s3() -> Iterator[dict[str, str]]:
                 del os.environ[name]
             else:
                 os.environ[name] = value
+        end_idle()
         server.stop()
 
 
