@@ -590,6 +590,49 @@ def shard(
 
 
 @app.command()
+def plan(
+    dataset: Annotated[str, typer.Argument(help="Name of the data set; `vidprep list` names them.")],
+    data_root: DataRoot,
+    split_name: SplitName = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Where the result is to lie: its disk.", show_default="DATA_ROOT")
+    ] = None,
+    fps: Fps = None,
+    rate_mode: Rate = None,
+    short_side: ShortSide = None,
+    quality: Quality = None,
+    num_videos: Annotated[int, typer.Option("--num-videos", "-n", min=1, help="So many are measured.")] = 8,
+    clip_frames: Annotated[int, typer.Option("--clip-frames", min=1, help="Frames of a clip in training.")] = 8,
+    workers: Workers = _num_cores(),
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write the plan to this file, too.")] = None,
+) -> None:
+    """Measure a few videos; say hours, bytes, shards, and which form will load fastest, before anything is done."""
+    from vidprep.engine import publish
+    from vidprep.plan import make_plan
+
+    info, chosen, paths = _load(dataset, split_name, data_root)
+    options = {"--fps": fps, "--rate-mode": rate_mode, "--short-side": short_side, "--quality": quality}
+    given = "".join(f" {name} {value}" for name, value in options.items() if value is not None)
+    made = make_plan(
+        chosen,
+        paths,
+        settings=_frame_format(info, fps=fps, rate_mode=rate_mode, short_side=short_side, quality=quality),
+        delivered=info.frames if info.media == "frames" else None,
+        folder=out or data_root,
+        workers=workers,
+        num_videos=num_videos,
+        num_clip_frames=clip_frames,
+        command_options=f"--dataset {dataset} --data-root {shlex.quote(str(data_root))} --split {chosen.split}",
+        frame_options=given,
+        progress="measure",
+    )
+    typer.echo(made.to_text())
+    if json_file is not None:
+        with publish(json_file.absolute()) as stream:
+            stream.write(made.to_json().encode())
+
+
+@app.command()
 def doctor(
     folder: Annotated[
         Path | None, typer.Option("--folder", help="Where data sets are to lie.", show_default="the working directory")
