@@ -29,6 +29,7 @@ from rich.table import Table
 
 from scripts.benchmarks.decode import NUM_FRAMES, make_clips
 from scripts.benchmarks.runner import Ratio, Side, compare, machine_facts, measure, print_rates, print_ratios
+from scripts.benchmarks.shards import measure_shards
 from vidprep.decode.pyav import PyavReader
 from vidprep.extract import extract, frame_size
 from vidprep.splits import Split
@@ -215,5 +216,5 @@ def _ffmpeg_version() -> str:
 
 
 Measurement = Callable[[Sequence[Path], Path, int], dict[str, Ratio]]
-MEASUREMENTS: tuple[Measurement, ...] = (measure_all_frames, measure_sixteen_frames)
+MEASUREMENTS: tuple[Measurement, ...] = (measure_all_frames, measure_sixteen_frames, measure_shards)
 """(the clips, a folder for what is made, rounds) -> ratios by name."""
