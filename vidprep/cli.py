@@ -447,6 +447,7 @@ def extract(
     quality: Quality = None,
     subsampling: ChosenSubsampling = None,
     template: Annotated[str | None, typer.Option("--template", help="Names of the frames: image_{:05d}.jpg")] = None,
+    task: Task = None,
     workers: Workers = _num_cores(),
     engine: ChosenEngine = None,
     scheduler: Scheduler = None,
@@ -455,7 +456,9 @@ def extract(
 ) -> None:
     """Extract JPEG frames from the videos of a split, as the data set's published frames are."""
     from vidprep.extract import extract as extract_split
+    from vidprep.tasks import parse_task
 
+    part = None if task is None else parse_task(task)
     info, chosen, paths = _load(dataset, split_name, data_root)
     settings = _frame_format(
         info,
@@ -478,6 +481,7 @@ def extract(
         settings=settings,
         delivered=info.frames if info.media == "frames" else None,
         workers=workers,
+        task=part,
         scheduler=_scheduler(engine, scheduler),
         time_limit_seconds=time_limit or None,
         retry=retry or (),
@@ -485,7 +489,11 @@ def extract(
     )
     was_there = report.num_videos - report.num_new
     there = f", {was_there} of them were there already" if was_there else ""
-    typer.echo(f"{report.folder}: {report.num_frames} frames of {report.num_videos} videos{there}")
+    of_task = "" if report.is_finished else f"task {part}: "
+    typer.echo(f"{report.folder}: {of_task}{report.num_frames} frames of {report.num_videos} videos{there}")
+    if not report.is_finished:
+        left = f"{report.num_missing} videos of other tasks are missing" if report.num_missing else ""
+        typer.echo(f"{left or 'another task is at work'}; the last task to finish writes the index.")
     _tell_faults(report.faults, num_videos=len(chosen.videos), what="without frames")
 
 

@@ -1,7 +1,7 @@
 """The ledger of a run: each sample with its state, the reason, the attempts, the seconds it took, and when.
 
     shards    OUT/val.ledger.jsonl     (of an array task: OUT/val.2-of-3.ledger.jsonl)
-    frames    OUT.journal
+    frames    OUT.journal              (of an array task: OUT.2-of-3.journal, while others are at work)
 
 JSON lines that are only ever appended to; the last line of a sample counts. A killed run loses at most the line that
 it was writing. The first lines say which samples there are, so what has no line yet is pending.
@@ -163,7 +163,7 @@ def ledger_paths(folder: Path, split: str | None = None) -> dict[str, list[Path]
     folder = folder.absolute()
     journal = folder.with_name(f"{folder.name}.journal")
     if journal.is_file():
-        return {folder.name: [journal]}
+        return {folder.name: [journal, *sorted(folder.parent.glob(f"{folder.name}.*-of-*.journal"))]}
     if not folder.is_dir():
         raise UsageError(f"{folder}: no such folder; give what `vidprep shard` or `vidprep extract` wrote.")
     found: dict[str, list[Path]] = {}
