@@ -119,6 +119,14 @@ class Engine(StrEnum):
     dask = "dask"
 
 
+class ClipCodec(StrEnum):
+    """How clips are stored."""
+
+    h264 = "h264"
+    vp9 = "vp9"
+    mjpeg = "mjpeg"
+
+
 class ColourSubsampling(StrEnum):
     """Of colour against brightness."""
 
@@ -498,6 +506,82 @@ def extract(
 
 
 @app.command()
+def clips(
+    dataset: Dataset,
+    data_root: DataRoot,
+    out: Annotated[Path, typer.Option("--out", help="Folder of the clips: a data root of the same data set.")],
+    split_name: SplitName = None,
+    codec: Annotated[
+        ClipCodec, typer.Option("--codec", help="H.264 in MP4, VP9 in WebM or MJPEG in MOV.")
+    ] = ClipCodec.h264,
+    short_side: Annotated[
+        int | None, typer.Option("--short-side", help="Shorter side in pixels, even.", show_default="as it is")
+    ] = None,
+    fps: Annotated[
+        float | None, typer.Option("--fps", help="Frames per second, as ffmpeg -vf fps=N.", show_default="as it is")
+    ] = None,
+    gop: Annotated[
+        int | None,
+        typer.Option("--gop", min=1, help="Frames between key frames, in closed groups.", show_default="the encoder's"),
+    ] = None,
+    quality: Annotated[
+        int | None,
+        typer.Option(
+            "--quality", help="Lower is better: crf of x264 and VP9, MJPEG's quantiser.", show_default="23, 32, 3"
+        ),
+    ] = None,
+    preset: Annotated[
+        str | None,
+        typer.Option("--preset", help="x264's ultrafast ... placebo, VP9's 0 ... 8.", show_default="medium, 4"),
+    ] = None,
+    keeps_audio: Annotated[bool, typer.Option("--audio/--no-audio", help="Keep the sound.")] = False,
+    copies: Annotated[
+        bool, typer.Option("--copy/--no-copy", help="Copy pictures where nothing changes and the cut allows it.")
+    ] = True,
+    workers: Workers = _num_cores(),
+    engine: ChosenEngine = None,
+    scheduler: Scheduler = None,
+    time_limit: TimeLimit = 600.0,
+) -> None:
+    """Cut, resize and re-time the videos of a split, or their annotated segments, into files of their own."""
+    from vidprep.clips import ClipFormat
+    from vidprep.clips import clips as make_clips
+
+    info, chosen, paths = _load(dataset, split_name, data_root)
+    try:
+        settings = ClipFormat(
+            codec=codec.value,
+            short_side=short_side or None,
+            fps=fps or None,
+            gop=gop,
+            quality=quality,
+            preset=preset,
+            keeps_audio=keeps_audio,
+            copies=copies,
+        )
+    except ValueError as error:
+        raise UsageError(f"clip settings: {error}.") from error
+    report = make_clips(
+        info,
+        chosen,
+        paths,
+        out=out,
+        settings=settings,
+        workers=workers,
+        scheduler=_scheduler(engine, scheduler),
+        time_limit_seconds=time_limit or None,
+        progress=f"clips {chosen.split}",
+    )
+    was_there = report.num_clips - report.num_new
+    there = f", {was_there} of them were there already" if was_there else ""
+    typer.echo(
+        f"{report.folder}: {report.num_clips} clips, {report.num_bytes / 1e6:.1f} MB, "
+        f"{report.num_copied} copied without encoding{there}"
+    )
+    _tell_faults(report.faults, num_videos=len(chosen.videos), what="without a clip")
+
+
+@app.command()
 def shard(
     dataset: Dataset,
     data_root: Annotated[
@@ -823,7 +907,7 @@ def _planned_format(settings: "Mapping[str, Any] | None") -> "FrameFormat | None
 
 @app.command()
 def inspect(
-    shards: Annotated[Path, typer.Argument(help="A folder of shards.")],
+    shards: Annotated[str, typer.Argument(help="A folder of shards, or its URL.")],
     out: Annotated[Path, typer.Option("--out", help="The PNG file to write.")],
     split_name: SplitName = None,
     num_samples: Annotated[int, typer.Option("--num-samples", "-n", min=1, max=100, help="Rows of the sheet.")] = 8,
@@ -831,8 +915,9 @@ def inspect(
 ) -> None:
     """Draw a sheet of random samples with their labels."""
     from vidprep.report import contact_sheet
+    from vidprep.store import local_or_url
 
-    rows = contact_sheet(shards, split_name, out, num_samples=num_samples, seed=seed)
+    rows = contact_sheet(local_or_url(shards), split_name, out, num_samples=num_samples, seed=seed)
     typer.echo(f"{out}: {len(rows)} samples")
 
 

@@ -64,7 +64,7 @@ class JpegEncoder:
             # Turned planes would not be subsampled in the direction, or from the side, that JPEG has in mind.
             rgb = self._scale(frame, width, height, format="rgb24")
             return self._encode_rgb(turn_upright(_view_rgb(rgb), turn))
-        planes = [_view(plane) for plane in self._scale_to_jpeg(frame, width, height).planes]
+        planes = [_view(plane) for plane in self.scale(frame, width, height).planes]
         if turn != UPRIGHT:
             planes = [np.ascontiguousarray(turn_upright(plane[:, :, None], turn)[:, :, 0]) for plane in planes]
         return self._encode_planes(*planes)
@@ -91,8 +91,8 @@ class JpegEncoder:
         image: bytes = simplejpeg.encode_jpeg_yuv_planes(y, u, v, quality=self.quality)
         return image
 
-    def _scale_to_jpeg(self, frame: av.VideoFrame, width: int, height: int) -> av.VideoFrame:
-        """The frame with the planes of a JPEG image, stored way up."""
+    def scale(self, frame: av.VideoFrame, width: int, height: int) -> av.VideoFrame:
+        """A decoded frame with the planes of a JPEG image, still as it lies in storage."""
         pixels = f"yuv{self.subsampling}p"
         matrix = MATRICES.get(frame.colorspace)
         if matrix is None or frame.format.is_rgb:

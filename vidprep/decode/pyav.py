@@ -206,6 +206,23 @@ class PyavReader:
                 )
             yield frame
 
+    def packets_of(self, first: int, last: int) -> list[VideoPacket] | None:
+        """The packets of the frames `first` to `last`, where they are a video of their own; None where they are not.
+
+        They are when decoding can start at `first`, no other frame lies between them in the file, and nothing in them
+        refers to what is outside. They belong to the reader and must not be changed.
+        """
+        table = self._table
+        if table is None or self.num_discarded_packets:
+            return None
+        wanted = table.frame_packets[first : last + 1]
+        begin, end = min(wanted), max(wanted) + 1
+        others = set(range(begin, end)) - set(wanted)
+        if wanted[0] != begin or begin not in table.entries or not others.isdisjoint(table.frame_packets):
+            return None
+        packets = list(self._stored_packets(range(begin, end)))
+        return packets if all(packet.dts is not None for packet in packets) else None
+
     def orientation_of(self, frame: av.VideoFrame) -> Orientation:
         """How the pixels of a stored frame lie upright."""
         return orientation(frame, name=self._name)
