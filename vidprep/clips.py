@@ -38,6 +38,7 @@ from vidprep.index import Fault, faults_to_csv, sample_id
 from vidprep.sampling import frames_between
 from vidprep.splits import LABEL_SEPARATOR, Split, write_split
 from vidprep.types import DatasetInfo, Video
+from vidprep.workers import begin_part
 
 __all__ = ["ClipCodec", "ClipFacts", "ClipFormat", "ClipReport", "clips", "write_clip"]
 
@@ -333,6 +334,7 @@ def _cut_group(
     entries = []
     with PyavReader(path, kept_packet_bytes=KEPT_PACKET_BYTES) as reader:
         for video, _ in group:
+            begin_part(folder_name(video))
             place = places[folder_name(video)]
             target = out / place
             try:

@@ -30,6 +30,9 @@ from rich.table import Table
 from scripts.benchmarks.decode import NUM_FRAMES, make_clips
 from scripts.benchmarks.runner import Ratio, Side, compare, machine_facts, measure, print_rates, print_ratios
 from scripts.benchmarks.shards import measure_shards
+from vidprep.clips import ClipFormat
+from vidprep.clips import clips as cut_clips
+from vidprep.datasets import get
 from vidprep.decode.pyav import PyavReader
 from vidprep.extract import extract, frame_size
 from vidprep.splits import Split
@@ -210,11 +213,55 @@ def _uniform() -> list[int]:
     return [int((place + 0.5) * NUM_FRAMES / NUM_UNIFORM) for place in range(NUM_UNIFORM)]
 
 
+# Clips
+
+
+def measure_clips(clips: Sequence[Path], folder: Path, rounds: int) -> dict[str, Ratio]:
+    """Six seconds at short side 256 as H.264, against cutting first and resizing then, each with x264's defaults."""
+    out = folder / "clips" / "ours"
+    sides = [
+        Side(name="vidprep", run=lambda: _cut(clips, out)),
+        Side(name="two passes", run=partial(_each, _cut_then_resize, clips, folder / "clips" / "theirs")),
+    ]
+    rates = measure(sides, rounds=rounds, clock=cpu_seconds)
+    print_rates(f"{END_SECONDS - START_SECONDS:g} s to H.264", rates, unit="clips / CPU s")
+    for name, made in (("vidprep", out), ("two passes", folder / "clips" / "theirs")):
+        sizes = [path.stat().st_size for path in made.rglob("*.mp4") if not path.name.startswith("cut_")]
+        Console().print(f"{name}: {np.mean(sizes) / 1e3:.0f} kB a clip")
+    return {"clips_vs_two_pass": compare(rates["vidprep"], rates["two passes"])}
+
+
+START_SECONDS, END_SECONDS = 2.0, 8.0
+
+
+def _cut(clips: Sequence[Path], out: Path) -> int:
+    shutil.rmtree(out, ignore_errors=True)
+    videos = tuple(Video(video_id=clip.name, start_seconds=START_SECONDS, end_seconds=END_SECONDS) for clip in clips)
+    split = Split(dataset="folder", split="val", task="single_label", classes=(), videos=videos)
+    paths = {clip.name: clip for clip in clips}
+    report = cut_clips(get("folder"), split, paths, out=out, settings=ClipFormat(short_side=SHORT_SIDE))
+    if report.faults:
+        raise RuntimeError(f"cutting failed: {report.faults}")
+    return report.num_clips
+
+
+def _cut_then_resize(clip: Path, out: Path) -> int:
+    """As video2dataset's ClippingSubsampler and ResolutionSubsampler follow each other."""
+    out.mkdir(parents=True, exist_ok=True)
+    cut, resized = out / f"cut_{clip.name}", out / clip.name
+    start = ["ffmpeg", "-v", "error", "-nostdin", "-y", "-filter_threads", "1", "-threads", "1"]
+    end = ["-c:v", "libx264", "-threads", "1", "-an"]
+    span = ["-ss", str(START_SECONDS), "-to", str(END_SECONDS)]
+    subprocess.run([*start, *span, "-i", clip, *end, cut], check=True)
+    subprocess.run([*start, "-i", cut, "-vf", f"scale=-2:{SHORT_SIDE}", *end, resized], check=True)
+    return 1
+
+
 def _ffmpeg_version() -> str:
     done = subprocess.run(["ffmpeg", "-version"], capture_output=True, text=True, check=True)
     return done.stdout.split()[2]
 
 
 Measurement = Callable[[Sequence[Path], Path, int], dict[str, Ratio]]
-MEASUREMENTS: tuple[Measurement, ...] = (measure_all_frames, measure_sixteen_frames, measure_shards)
+MEASUREMENTS: tuple[Measurement, ...] = (measure_all_frames, measure_sixteen_frames, measure_clips, measure_shards)
 """(the clips, a folder for what is made, rounds) -> ratios by name."""
