@@ -32,6 +32,8 @@ class RepairReport:
     """Shards that were written again, with the bytes that the manifest says."""
     different: tuple[str, ...]
     """Shards that were written again with other bytes: their videos, or what makes frames of them, have changed."""
+    num_others: int
+    """Further shards that were written again, because their sidecars were gone."""
     remaining: tuple[str, ...]
     """What is still wrong; nothing, unless something damages the shards even now."""
 
@@ -50,6 +52,8 @@ class RepairReport:
             f"{name}: rebuilt with other bytes than before; its videos have changed, or FFmpeg or the JPEG library has"
             for name in self.different
         ]
+        if self.num_others:
+            lines.append(f"{self.num_others} further shards had no sidecar (.jsonl), and were written again, too")
         lines += [f"still: {problem}" for problem in self.remaining]
         state = "sound" if not self.remaining else "damaged"
         return "\n".join([*lines, f"{self.split}: {len(self.rebuilt) + len(self.different)} shards rebuilt: {state}"])
@@ -82,11 +86,11 @@ def repair(
         )
     [found] = verify_shards(store.location, split, workers=workers, progress=progress).splits
     if not found.problems:
-        return RepairReport(split=split, problems=(), moved=(), rebuilt=(), different=(), remaining=())
+        return RepairReport(split=split, problems=(), moved=(), rebuilt=(), different=(), num_others=0, remaining=())
     before = _facts(store, split)
     with hold(store.lock_file(f"{split}.plan.json"), range(1 << 30), purpose="vidprep shard"):
         moved = [new for name in found.damaged for new in _put_aside(name, store)]
-    rebuild()
+    num_new = rebuild().num_new_shards
     after = _facts(store, split)
     written = [name for name in found.damaged if name.endswith(".tar")]
     [left] = verify_shards(store.location, split, workers=workers, progress=progress).splits
@@ -96,6 +100,7 @@ def repair(
         moved=tuple(moved),
         rebuilt=tuple(name for name in written if before.get(name) == after.get(name)),
         different=tuple(name for name in written if before.get(name) != after.get(name)),
+        num_others=max(num_new - len(written), 0),
         remaining=left.problems,
     )
 

@@ -95,6 +95,19 @@ def test_a_damaged_manifest_or_table_is_written_again(run: Run, root: Path, tmp_
         assert files(out) == before
 
 
+def test_shards_without_sidecars_are_written_again_and_counted(run: Run, root: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    assert run("shard", "-d", "folder", "--data-root", root, "--out", out, "--shard-bytes", 1, "-w", 1)[0] == 0
+    before = files(out)
+    for path in out.glob("all-*.jsonl"):
+        path.unlink()
+    flip_bit(out / "all-000000.tar")
+    status, output, _ = run("repair", out, "--data-root", root, "-w", 1)
+    assert status == 0
+    assert "5 further shards had no sidecar (.jsonl), and were written again, too\n" in output
+    assert files(out) == before
+
+
 def test_videos_that_have_changed_are_said(run: Run, root: Path, tmp_path: Path) -> None:
     out = tmp_path / "out"
     assert run("shard", "-d", "folder", "--data-root", root, "--out", out, "-w", 1)[0] == 0

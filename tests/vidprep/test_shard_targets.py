@@ -25,6 +25,7 @@ from vidprep.engine import CannotWrite
 from vidprep.errors import UsageError, VidprepError
 from vidprep.index import dali_index, read_manifest, read_samples, wids_index
 from vidprep.probe import VideoFacts, check
+from vidprep.report import contact_sheet
 from vidprep.shard import shard
 from vidprep.splits import Split
 from vidprep.store import Location, ObjectStore, is_url, open_store
@@ -549,3 +550,12 @@ def test_a_source_that_vanishes_and_comes_back_leaves_the_same_bytes(
             assert found[name] == expected[name]
     assert verify_shards(tmp_path / "out").is_sound
     assert replace(report.manifest, faults=()) == replace(read_manifest(in_one_go), faults=())
+
+
+def test_a_sheet_of_samples_is_drawn_from_a_store(videos: dict[str, Path], tmp_path: Path) -> None:
+    url = f"memory://{uuid.uuid4().hex}"
+    shard(make_split(videos), videos, out=url, samples_per_shard=4)
+    shard(make_split(videos), videos, out=tmp_path / "disk", samples_per_shard=4)
+    for place in (url, tmp_path / "disk"):
+        contact_sheet(place, None, tmp_path / f"{is_url(place)}.png", num_samples=3)
+    assert (tmp_path / "True.png").read_bytes() == (tmp_path / "False.png").read_bytes()
