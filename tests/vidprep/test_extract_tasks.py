@@ -1,13 +1,17 @@
-"""Frames that the tasks of a job array extract, and those of one run."""
+"""Frames that the tasks of a job array extract, or that a disk had no room for, and those of one run."""
 
 import json
+import shutil
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests.videos import write_numbered_video
 from tests.vidprep.test_tasks import held_elsewhere
 from vidprep import extract as extract_module
+from vidprep.engine import CannotWrite
 from vidprep.errors import UsageError
 from vidprep.extract import ExtractReport, extract, read_frame_index
 from vidprep.ledger import ledger_paths, read_ledger
@@ -30,12 +34,12 @@ def videos(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return paths
 
 
-def run(videos: dict[str, Path], out: Path, task: str = "") -> ExtractReport:
+def run(videos: dict[str, Path], out: Path, task: str = "", *, workers: int = 1) -> ExtractReport:
     rows = tuple(Video(video_id=name) for name in videos)
     split = Split(dataset="folder", split="val", task="single_label", classes=(), videos=rows)
     number, _, count = task.partition("/")
     part = ArrayTask(number=int(number), count=int(count)) if task else None
-    return extract(split, videos, out=out, settings=SETTINGS, task=part)
+    return extract(split, videos, out=out, settings=SETTINGS, task=part, workers=workers)
 
 
 def results(out: Path) -> dict[str, bytes]:
@@ -138,3 +142,44 @@ def test_a_task_with_other_settings_is_refused(videos: dict[str, Path], tmp_path
     with pytest.raises(UsageError, match=r"holds frames of other settings \(short_side was 64, now 32\)"):
         run(videos, out, "2/3")
     assert not (tmp_path / "frames.2-of-3.journal").exists()
+
+
+@pytest.mark.parametrize("options", ["ro", "size=60k"])
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_disk_that_takes_no_more_ends_the_run_and_the_next_one_completes_it(
+    options: str,
+    workers: int,
+    videos: dict[str, Path],
+    in_one_go: dict[str, bytes],
+    disk: tuple[Path, Callable[[str], Any]],
+) -> None:
+    folder, remount = disk
+    out = folder / "frames"
+    run(videos, out, "1/7")
+    assert remount(options).returncode == 0
+    message = {"ro": r"cannot be written \(Read-only file system\)", "size=60k": "no space left on the disk"}[options]
+    with pytest.raises(CannotWrite, match=message):
+        run(videos, out, workers=workers)
+    assert remount("rw,size=4m").returncode == 0
+    assert not list(out.glob(".part*"))
+    assert run(videos, out, workers=workers).num_new >= 1
+    assert results(out) == in_one_go
+
+
+def test_videos_that_vanish_and_come_back_give_the_same_frames(
+    videos: dict[str, Path], in_one_go: dict[str, bytes], tmp_path: Path
+) -> None:
+    root, out = tmp_path / "videos", tmp_path / "frames"
+    shutil.copytree(videos["0.mp4"].parent, root)
+    moved = {name: root / name for name in videos}
+    run(moved, out, "1/3")
+    root.rename(tmp_path / "elsewhere")
+    report = run(moved, out)
+    assert {fault.reason for fault in report.faults} == {"no such file"}
+    assert report.num_videos == 2
+    (tmp_path / "elsewhere").rename(root)
+    assert run(moved, out).num_new == NUM_VIDEOS - 1 - 2
+    found = results(out)
+    assert {name: content for name, content in found.items() if name != ".faults.csv"} == {
+        name: content for name, content in in_one_go.items() if name != ".faults.csv"
+    }

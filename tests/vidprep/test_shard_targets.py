@@ -1,13 +1,12 @@
 """The same shards in one go, in tasks and in stores; indices for other readers; targets and sources that fail."""
 
 import json
-import os
 import shutil
 import subprocess
 import sys
 import tarfile
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -472,23 +471,6 @@ def test_a_wrong_index_is_named(in_one_go: Path, tmp_path: Path) -> None:
 # Targets and sources that fail
 
 
-@pytest.fixture
-def mounted(tmp_path: Path) -> Iterator[tuple[Path, Callable[[str], object]]]:
-    """A small disk, and how to mount it otherwise."""
-    folder = tmp_path / "disk"
-    folder.mkdir()
-
-    def mount(options: str) -> "subprocess.CompletedProcess[bytes]":
-        return subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", str(folder)], capture_output=True)
-
-    if os.geteuid() != 0 or mount("size=4m").returncode != 0:
-        pytest.skip("mounting a disk needs root, and the right to")
-    try:
-        yield folder, lambda options: mount(f"remount,{options}")
-    finally:
-        subprocess.run(["umount", str(folder)], check=True)
-
-
 @pytest.mark.parametrize("options", ["ro", "size=40k"])
 @pytest.mark.parametrize("workers", [1, 2])
 def test_a_disk_that_takes_no_more_ends_the_run_and_the_next_one_completes_it(
@@ -496,9 +478,9 @@ def test_a_disk_that_takes_no_more_ends_the_run_and_the_next_one_completes_it(
     workers: int,
     videos: dict[str, Path],
     in_one_go: Path,
-    mounted: tuple[Path, Callable[[str], Any]],
+    disk: tuple[Path, Callable[[str], Any]],
 ) -> None:
-    folder, remount = mounted
+    folder, remount = disk
     split = make_split(videos)
     shard(split, videos, out=folder, samples_per_shard=2, task=ArrayTask(number=1, count=6))
     assert remount(options).returncode == 0
@@ -512,9 +494,9 @@ def test_a_disk_that_takes_no_more_ends_the_run_and_the_next_one_completes_it(
 
 
 def test_finished_shards_on_a_disk_that_cannot_be_written_are_all_there(
-    videos: dict[str, Path], mounted: tuple[Path, Callable[[str], Any]]
+    videos: dict[str, Path], disk: tuple[Path, Callable[[str], Any]]
 ) -> None:
-    folder, remount = mounted
+    folder, remount = disk
     shard(make_split(videos), videos, out=folder, samples_per_shard=2)
     assert remount("ro").returncode == 0
     assert shard(make_split(videos), videos, out=folder, samples_per_shard=2).num_new_shards == 0
