@@ -20,6 +20,7 @@ from vidprep.errors import UsageError
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from vidprep.ffmpeg import FfmpegOptions
     from vidprep.index import Fault
     from vidprep.shard import ShardReport
     from vidprep.splits import Split
@@ -117,6 +118,13 @@ class Engine(StrEnum):
 
     loky = "loky"
     dask = "dask"
+
+
+class Backend(StrEnum):
+    """What decodes, scales and encodes."""
+
+    pyav = "pyav"
+    ffmpeg = "ffmpeg"
 
 
 class ClipCodec(StrEnum):
@@ -455,6 +463,15 @@ def extract(
     quality: Quality = None,
     subsampling: ChosenSubsampling = None,
     template: Annotated[str | None, typer.Option("--template", help="Names of the frames: image_{:05d}.jpg")] = None,
+    backend: Annotated[
+        Backend, typer.Option("--backend", help="In the process itself, or by the ffmpeg program: slower.")
+    ] = Backend.pyav,
+    filters: Annotated[
+        str | None, typer.Option("--filter", help="With --backend ffmpeg: a chain of its filters, as after -vf.")
+    ] = None,
+    qscale: Annotated[
+        int | None, typer.Option("--qscale", help="With --backend ffmpeg: its quality, 2 to 31.", show_default="2")
+    ] = None,
     task: Task = None,
     workers: Workers = _num_cores(),
     engine: ChosenEngine = None,
@@ -488,6 +505,7 @@ def extract(
         out=folder,
         settings=settings,
         delivered=info.frames if info.media == "frames" else None,
+        ffmpeg=_ffmpeg_options(backend, filters, qscale, quality),
         workers=workers,
         task=part,
         scheduler=_scheduler(engine, scheduler),
@@ -1168,6 +1186,23 @@ def _frame_format(
         return replace(info.frames, **changes)  # type: ignore[arg-type]  # checked by FrameFormat itself
     except (ValueError, IndexError, KeyError) as error:
         raise UsageError(f"frame settings: {error}.") from error
+
+
+def _ffmpeg_options(
+    backend: Backend, filters: str | None, qscale: int | None, quality: int | None
+) -> "FfmpegOptions | None":
+    from vidprep.ffmpeg import FfmpegOptions
+
+    if backend is Backend.pyav:
+        if filters is not None or qscale is not None:
+            raise UsageError("--filter and --qscale: with --backend ffmpeg only.")
+        return None
+    if quality is not None:
+        raise UsageError("--quality: of --backend pyav; the ffmpeg program counts it otherwise, see --qscale.")
+    try:
+        return FfmpegOptions(filter=filters or "", **({} if qscale is None else {"qscale": qscale}))
+    except ValueError as error:
+        raise UsageError(f"{error}.") from error
 
 
 def _tell_faults(faults: "Sequence[Fault]", *, num_videos: int, what: str) -> None:

@@ -39,6 +39,7 @@ from vidprep.engine import (
     writing,
 )
 from vidprep.errors import CorruptVideo, FaultKind, MissingVideo, UsageError, VidprepError, WrongLength, kind_of
+from vidprep.ffmpeg import FfmpegOptions, extract_with_ffmpeg, require_ffmpeg
 from vidprep.index import Fault, faults_to_csv, sample_id
 from vidprep.ledger import check_retry, ends_in_newline, now, samples_line
 from vidprep.sampling import sample_clips
@@ -540,6 +541,7 @@ def extract(
     out: Path,
     settings: FrameFormat,
     delivered: FrameFormat | None = None,
+    ffmpeg: FfmpegOptions | None = None,
     workers: int = 1,
     retry: Sequence[str] = (),
     time_limit_seconds: float | None = None,
@@ -555,6 +557,7 @@ def extract(
         out: the folder of this split's frames; the index and the journal lie beside it.
         settings: which frames, size, quality, names.
         delivered: how a data set that is delivered as folders of frames calls them; None: `paths` are video files.
+        ffmpeg: the program `ffmpeg` does the work, with these options; None: PyAV does.
         workers: processes.
         retry: kinds of faults (`ledger.check_retry`) whose videos are tried again though their files are the same.
         time_limit_seconds: for a video; one that takes longer becomes a fault. None: as long as it takes.
@@ -577,7 +580,12 @@ def extract(
         "split": split.split,
         **asdict(settings),
         **({} if delivered is None else {"delivered": asdict(delivered)}),
+        **({} if ffmpeg is None else {"ffmpeg": asdict(ffmpeg)}),
     }
+    if ffmpeg is not None:
+        if delivered is not None:
+            raise UsageError(f"{split.dataset} is delivered as folders of frames; leave the ffmpeg program out.")
+        require_ffmpeg()
     if out.exists() and not out.is_dir():
         raise UsageError(f"{out}: is a file; give --out the name of a folder.")
     with writing(out):
@@ -615,7 +623,7 @@ def extract(
         ]
         samples = samples_line([(folder_name(video), sample_id(video)) for video in videos])
         try:
-            work = partial(_extract_group, out=out, half=half, settings=settings, delivered=delivered)
+            work = partial(_extract_group, out=out, half=half, settings=settings, delivered=delivered, ffmpeg=ffmpeg)
             engine = partial(
                 run, work=work, workers=workers, time_limit_seconds=time_limit_seconds, scheduler=scheduler
             )
@@ -879,7 +887,13 @@ def _extract_all(
 
 
 def _extract_group(
-    group: _Group, *, out: Path, half: Path, settings: FrameFormat, delivered: FrameFormat | None
+    group: _Group,
+    *,
+    out: Path,
+    half: Path,
+    settings: FrameFormat,
+    delivered: FrameFormat | None,
+    ffmpeg: FfmpegOptions | None,
 ) -> list[dict[str, Any]]:
     """The journal's entry of each video; a fault of one does not keep the others from their frames."""
     if group.path is None:
@@ -887,7 +901,7 @@ def _extract_group(
     write = partial(_write_frames, out=out, half=half, settings=settings)
     with ExitStack() as opened:
         reader = None
-        if delivered is None and len(group.videos) > 1:
+        if delivered is None and ffmpeg is None and len(group.videos) > 1:
             from vidprep.decode.pyav import PyavReader
 
             reader = opened.enter_context(PyavReader(group.path, kept_packet_bytes=KEPT_PACKET_BYTES))
@@ -899,6 +913,9 @@ def _extract_group(
                 if delivered is not None:
                     frames = read_delivered(group.path, video, settings, delivered=delivered)
                     facts = write(frames.facts, frames.images, group.path, video)
+                elif ffmpeg is not None:
+                    with _ffmpeg_frames(group.path, video, settings, ffmpeg, half=half) as (found, images):
+                        facts = write(found, images, group.path, video)
                 elif reader is not None:
                     facts = write(*frames_of(reader, video, settings), group.path, video)
                 else:
@@ -911,6 +928,36 @@ def _extract_group(
                 entries.append(_fault_entry(video, group.path, error))
             entries[-1]["seconds"] = round(time.perf_counter() - started, 3)
     return entries
+
+
+@contextmanager
+def _ffmpeg_frames(
+    path: Path, video: Video, settings: FrameFormat, options: FfmpegOptions, *, half: Path
+) -> Iterator[tuple[FrameFacts, Iterator[bytes]]]:
+    """As `open_frames`, by the program, which writes into a folder of its own first."""
+    folder = half / f"ffmpeg-{unique_name()}"
+    with writing(folder):
+        folder.mkdir(parents=True)
+    try:
+        made = extract_with_ffmpeg(path, video, settings, options, folder=folder)
+        span = made.pts_seconds[-1] - made.pts_seconds[0]
+        own = (len(made.paths) - 1) / span if span > 0 else math.nan
+        facts = FrameFacts(
+            folder=folder_name(video),
+            num_frames=len(made.paths),
+            fps=math.nan if settings.keyframes_only else settings.fps or own,
+            width=made.width,
+            height=made.height,
+            pts_seconds=made.pts_seconds,
+            source_num_frames=made.source_num_frames,
+            source_fps=made.source_fps,
+            source_width=made.source_width,
+            source_height=made.source_height,
+            source_duration_seconds=made.source_duration_seconds,
+        )
+        yield facts, (image.read_bytes() for image in made.paths)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _write_frames(
