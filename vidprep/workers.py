@@ -4,6 +4,7 @@ Each slot holds one process of joblib's loky. One slot serves one unit at a time
 that killed it: no other unit is lost, and none is suspected.
 """
 
+import atexit
 import json
 import os
 import pickle
@@ -147,6 +148,9 @@ class _Slot:
         from joblib.externals.loky import ProcessPoolExecutor
 
         if self._pool is None:
+            # Before loky's own, and while its modules are still there.
+            atexit.unregister(end_idle)
+            atexit.register(end_idle)
             self._pool = ProcessPoolExecutor(max_workers=1, timeout=IDLE_SECONDS, initializer=_prepare_process)
         with _interrupts_blocked(), _allowed_children():
             future: Future[R] = self._pool.submit(function, *args)
