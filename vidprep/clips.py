@@ -12,7 +12,7 @@ import json
 import math
 import os
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass
 from fractions import Fraction
@@ -31,7 +31,7 @@ from numpy.typing import NDArray
 from vidprep.datasets import folder, list_path
 from vidprep.decode.pyav import KEPT_PACKET_BYTES, UPRIGHT, Orientation, PyavReader, open_container, turn_upright
 from vidprep.encode import JpegEncoder
-from vidprep.engine import CannotWrite, differences, lock, publish, run, source_state, sweep, writing
+from vidprep.engine import CannotWrite, Outcome, differences, lock, publish, run, source_state, sweep, writing
 from vidprep.errors import CorruptVideo, UsageError, VidprepError
 from vidprep.extract import folder_name, frame_size, select_frames
 from vidprep.index import Fault, faults_to_csv, sample_id
@@ -219,35 +219,46 @@ def clips(
             stream.write((json.dumps(plan) + "\n").encode())
     with lock(journal, purpose="vidprep clips"):
         done = _read_journal(journal, plan)
-        for parent in {(out / place).parent for place in places.values()}:
-            sweep(parent, ".*")
+        _sweep(out, places)
         todo = [
             (video, paths.get(video.video_id))
             for video in split.videos
             if not _is_done(done.get(places[folder_name(video)]), paths.get(video.video_id), out)
         ]
-        num_new = 0
-        work = partial(_cut_group, out=out, places=places, settings=settings)
-        with writing(journal), journal.open("a", encoding="utf-8") as lines:
-            if not journal.read_bytes().endswith(b"\n"):
-                lines.write("\n")  # ends the line that a killed run was writing
-            outcomes = run(
-                _groups(todo),
-                work,
-                workers=workers,
-                time_limit_seconds=time_limit_seconds,
-                scheduler=scheduler,
-                progress=progress,
-            )
-            with closing(outcomes):
-                for outcome in outcomes:
-                    entries = outcome.result or [
-                        _fault_entry(video, path, places, outcome.error) for video, path in outcome.unit
-                    ]
-                    lines.writelines(json.dumps(entry) + "\n" for entry in entries)
-                    lines.flush()
-                    num_new += sum("facts" in entry for entry in entries)
+        outcomes = run(
+            _groups(todo),
+            partial(_cut_group, out=out, places=places, settings=settings),
+            workers=workers,
+            time_limit_seconds=time_limit_seconds,
+            scheduler=scheduler,
+            progress=progress,
+        )
+        try:
+            num_new = _note(outcomes, journal, places)
+        except BaseException:
+            _sweep(out, places)  # what workers were writing when they were ended
+            raise
         return _finish(info, split, places, out=out, done=_read_journal(journal, plan), num_new=num_new)
+
+
+def _note(
+    outcomes: Generator[Outcome[list["_Row"], list[dict[str, Any]]], None, None],
+    journal: Path,
+    places: Mapping[str, str],
+) -> int:
+    """Write what becomes of each clip into the journal; how many clips were made."""
+    num_new = 0
+    with writing(journal), journal.open("a", encoding="utf-8") as lines:
+        if not journal.read_bytes().endswith(b"\n"):
+            lines.write("\n")  # ends the line that a killed run was writing
+        with closing(outcomes):
+            for outcome in outcomes:
+                rows = outcome.unit
+                entries = outcome.result or [_fault_entry(video, path, places, outcome.error) for video, path in rows]
+                lines.writelines(json.dumps(entry) + "\n" for entry in entries)
+                lines.flush()
+                num_new += sum("facts" in entry for entry in entries)
+    return num_new
 
 
 # Where clips lie, and what is there
@@ -278,6 +289,12 @@ def _places(info: DatasetInfo, split: Split, settings: ClipFormat, out: Path) ->
         double = next(place for place in places.values() if list(places.values()).count(place) > 1)
         raise UsageError(f"{split.dataset}/{split.split}: two of its videos would be the clip {double}; rename one.")
     return places
+
+
+def _sweep(out: Path, places: Mapping[str, str]) -> None:
+    """Remove what ended runs left half-written."""
+    for parent in {(out / place).parent for place in places.values()}:
+        sweep(parent, ".*")
 
 
 def _read_journal(journal: Path, plan: Mapping[str, Any]) -> dict[str, dict[str, Any]]:

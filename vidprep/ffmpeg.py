@@ -145,7 +145,8 @@ def _probe(source: Path) -> _Probed:
     try:
         report = ffmpeg.probe(f"file:{source}", count_packets=None)
     except ffmpeg.Error as error:
-        raise CorruptVideo(f"{source}: ffprobe does not open it: {_last_line(error.stderr.decode())}.") from error
+        complaint = _last_line(error.stderr.decode(errors="replace")).removeprefix(f"file:{source}: ")
+        raise CorruptVideo(f"{source}: ffprobe does not open it: {complaint}.") from error
     streams = [
         stream
         for stream in report["streams"]

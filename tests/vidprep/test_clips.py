@@ -263,6 +263,22 @@ def test_clips_are_sharded_like_any_video(tmp_path: Path) -> None:
     assert (report.num_samples, report.manifest.faults) == (2, ())
 
 
+@pytest.mark.slow  # importing DALI takes its time
+@pytest.mark.dali
+@pytest.mark.parametrize("codec", ["vp9", "mjpeg"])
+def test_dali_decodes_clips_without_a_gpu(codec: ClipCodec, tmp_path: Path) -> None:
+    dali = pytest.importorskip("nvidia.dali")
+    path = write_numbered_video(tmp_path / "a.mp4", num_frames=12)
+    clip = np.frombuffer(cut(path, tmp_path / "out", codec=codec, short_side=64).read_bytes(), dtype=np.uint8)
+    pipeline = dali.Pipeline(batch_size=1, num_threads=1, device_id=None)
+    with pipeline:
+        encoded = dali.fn.external_source(source=lambda: [clip], ndim=1)
+        pipeline.set_outputs(dali.fn.decoders.video(encoded, device="cpu"))
+    pipeline.build()
+    [frames] = pipeline.run()
+    assert [read_number(frame) for frame in frames.at(0)] == list(range(12))
+
+
 def test_every_codec_has_its_defaults_in_range() -> None:
     for codec, coder in CODERS.items():
         assert coder.quality in coder.qualities
