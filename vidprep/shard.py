@@ -327,11 +327,12 @@ def shard(
         decode_frames=check == "decode",
         retry=check_retry(retry),
     )
+    hands = _Hands(workers=workers, scheduler=scheduler, time_limit_seconds=time_limit_seconds)
     items = list(_items(split, paths, index, frames_from, annotations))
     before = read_plan(store, split.split)
     if before is None:
         _refuse_foreign(store, split.split)
-        starts = {} if shard_bytes is None else {"starts": _starts(_sample_bytes(items, job), shard_bytes)}
+        starts = {} if shard_bytes is None else {"starts": _starts(_sample_bytes(items, job, hands), shard_bytes)}
         with store.publish(f"{split.split}.plan.json") as stream:
             stream.write((json.dumps({**plan, **starts}, indent=1, ensure_ascii=False) + "\n").encode())
         # Another task may have begun at the same moment: what stands there counts for both.
@@ -339,7 +340,6 @@ def shard(
     _refuse_other_plan(store, before, plan)
     job = replace(job, plan_sha256=_digest(before))
     units = _units(split, items, before)
-    hands = _Hands(workers=workers, scheduler=scheduler, time_limit_seconds=time_limit_seconds)
     if task is None:
         return _write_everything(split, units, job, before, hands, progress=progress)
     return _write_part(split, units, job, before, hands, task, progress=progress)
@@ -604,7 +604,7 @@ def _starts(sample_bytes: Sequence[int], shard_bytes: int) -> list[int]:
     return starts
 
 
-def _sample_bytes(items: Sequence[_Item], job: _Job) -> list[int]:
+def _sample_bytes(items: Sequence[_Item], job: _Job, hands: _Hands) -> list[int]:
     """About how many bytes each sample takes in its shard; none where there is no video.
 
     Of videos: the size of the file. Of frames: in proportion to the size of the file, the seconds of the segment or
@@ -618,8 +618,8 @@ def _sample_bytes(items: Sequence[_Item], job: _Job) -> list[int]:
     chosen = [items[position] for position in there[::step][:NUM_ESTIMATED]]
     total, total_weight = 0, 0.0
     # In processes of their own, since nobody has looked at these videos before.
-    hands = _Hands(workers=2, scheduler=None, time_limit_seconds=None)
-    with closing(hands.run(chosen, partial(_measure_bytes, job=job))) as outcomes:
+    apart = replace(hands, workers=max(hands.workers, 2))
+    with closing(apart.run(chosen, partial(_measure_bytes, job=job))) as outcomes:
         for outcome in outcomes:
             if outcome.error is None and outcome.result is not None:
                 total += outcome.result
