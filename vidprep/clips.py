@@ -11,8 +11,9 @@ Of the data set `folder` the list is OUT/val.csv (video,label) with OUT/classes.
 import json
 import math
 import os
+import time
 from collections import deque
-from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass
 from fractions import Fraction
@@ -31,10 +32,22 @@ from numpy.typing import NDArray
 from vidprep.datasets import folder, list_path
 from vidprep.decode.pyav import KEPT_PACKET_BYTES, UPRIGHT, Orientation, PyavReader, open_container, turn_upright
 from vidprep.encode import JpegEncoder
-from vidprep.engine import CannotWrite, Outcome, differences, lock, publish, run, source_state, sweep, writing
-from vidprep.errors import CorruptVideo, UsageError, VidprepError
+from vidprep.engine import (
+    CannotWrite,
+    Outcomes,
+    WorkerDied,
+    differences,
+    lock,
+    publish,
+    run,
+    source_state,
+    sweep,
+    writing,
+)
+from vidprep.errors import CorruptVideo, FaultKind, MissingVideo, UsageError, VidprepError, kind_of
 from vidprep.extract import folder_name, frame_size, select_frames
 from vidprep.index import Fault, faults_to_csv, sample_id
+from vidprep.ledger import check_retry, ends_in_newline, now, samples_line
 from vidprep.sampling import frames_between
 from vidprep.splits import LABEL_SEPARATOR, Split, write_split
 from vidprep.types import DatasetInfo, Video
@@ -183,6 +196,7 @@ def clips(
     workers: int = 1,
     time_limit_seconds: float | None = None,
     scheduler: str | None = None,
+    retry: Sequence[str] = (),
     progress: str | None = None,
 ) -> ClipReport:
     """Make a clip of every video (or annotated segment) of a split; what is there already is left alone.
@@ -196,6 +210,7 @@ def clips(
         workers: processes, each with one thread.
         time_limit_seconds: for a video; one that takes longer becomes a fault. None: as long as it takes.
         scheduler: address of a Dask scheduler whose workers do the work, instead of processes here.
+        retry: kinds of faults (`ledger.check_retry`) whose videos are tried again though their files are the same.
         progress: shown while it runs; None shows nothing.
 
     Raises:
@@ -214,6 +229,7 @@ def clips(
     with writing(out):
         out.mkdir(parents=True, exist_ok=True)
     journal = out / f"{split.split}.clips.jsonl"
+    kinds = check_retry(retry)
     if not journal.exists():
         with publish(journal) as stream:
             stream.write((json.dumps(plan) + "\n").encode())
@@ -223,41 +239,58 @@ def clips(
         todo = [
             (video, paths.get(video.video_id))
             for video in split.videos
-            if not _is_done(done.get(places[folder_name(video)]), paths.get(video.video_id), out)
+            if not _is_done(done.get(places[folder_name(video)]), paths.get(video.video_id), out, kinds)
         ]
-        outcomes = run(
-            _groups(todo),
-            partial(_cut_group, out=out, places=places, settings=settings),
+        engine = partial(
+            run,
+            work=partial(_cut_group, out=out, places=places, settings=settings),
             workers=workers,
             time_limit_seconds=time_limit_seconds,
             scheduler=scheduler,
             progress=progress,
         )
+        samples = samples_line([(places[folder_name(video)], sample_id(video)) for video in split.videos])
         try:
-            num_new = _note(outcomes, journal, places)
+            num_new = _cut_all(_groups(todo), journal, samples, done, engine, places)
         except BaseException:
             _sweep(out, places)  # what workers were writing when they were ended
             raise
         return _finish(info, split, places, out=out, done=_read_journal(journal, plan), num_new=num_new)
 
 
-def _note(
-    outcomes: Generator[Outcome[list["_Row"], list[dict[str, Any]]], None, None],
+def _cut_all(
+    groups: Sequence[list["_Row"]],
     journal: Path,
+    samples: str,
+    known: Mapping[str, Mapping[str, Any]],
+    engine: Callable[..., Outcomes[list["_Row"], list[dict[str, Any]]]],
     places: Mapping[str, str],
 ) -> int:
-    """Write what becomes of each clip into the journal; how many clips were made."""
+    """Make the clips and write what becomes of each into the journal; how many were made."""
     num_new = 0
     with writing(journal), journal.open("a", encoding="utf-8") as lines:
-        if not journal.read_bytes().endswith(b"\n"):
+        if not ends_in_newline(journal):
             lines.write("\n")  # ends the line that a killed run was writing
-        with closing(outcomes):
-            for outcome in outcomes:
-                rows = outcome.unit
-                entries = outcome.result or [_fault_entry(video, path, places, outcome.error) for video, path in rows]
-                lines.writelines(json.dumps(entry) + "\n" for entry in entries)
-                lines.flush()
-                num_new += sum("facts" in entry for entry in entries)
+        if groups:
+            lines.write(samples)
+        while groups:
+            lost: list[list[_Row]] = []
+            with closing(engine(groups)) as outcomes:
+                for outcome in outcomes:
+                    failed, rest = _split_lost(outcome.unit, outcome.error)
+                    lost += rest
+                    entries = outcome.result or [
+                        _fault_entry(video, path, places, outcome.error) for video, path in failed
+                    ]
+                    for entry in entries:
+                        entry.setdefault("seconds", round(outcome.seconds, 3))
+                        before = known.get(entry["clip"], {})
+                        entry["attempts"] = outcome.num_attempts + before.get("attempts", 1 if before else 0)
+                        entry["when"] = now()
+                    lines.writelines(json.dumps(entry) + "\n" for entry in entries)
+                    lines.flush()
+                    num_new += sum("facts" in entry for entry in entries)
+            groups = lost
     return num_new
 
 
@@ -312,18 +345,19 @@ def _read_journal(journal: Path, plan: Mapping[str, Any]) -> dict[str, dict[str,
             entry = json.loads(line)
         except ValueError:
             continue  # the line that a killed run was writing; its clip is made again
-        done[entry["clip"]] = entry
+        if "clip" in entry:
+            done[entry["clip"]] = entry
     return done
 
 
-def _is_done(entry: Mapping[str, Any] | None, path: Path | None, out: Path) -> bool:
+def _is_done(entry: Mapping[str, Any] | None, path: Path | None, out: Path, retry: frozenset[FaultKind]) -> bool:
     if entry is None:
         return False
     if "facts" in entry:
         state = source_state(out / entry["clip"])
         return state is not None and state[0] == entry["facts"]["num_bytes"]
     # A fault stands as long as its file is the one that was tried.
-    return bool(entry["source"] == source_state(path))
+    return entry.get("kind", "other") not in retry and bool(entry["source"] == source_state(path))
 
 
 _Row = tuple[Video, Path | None]
@@ -340,18 +374,28 @@ def _groups(rows: Sequence[_Row]) -> list[list[_Row]]:
     return groups
 
 
+def _split_lost(group: list[_Row], error: Exception | None) -> tuple[list[_Row], list[list[_Row]]]:
+    """Of a group that ended its process: the clip that did; and the others, to be made without it, or each alone."""
+    if not isinstance(error, WorkerDied) or len(group) == 1:
+        return group, []
+    failed = [row for row in group if folder_name(row[0]) == error.part]
+    rest = [row for row in group if row not in failed]
+    return failed, [rest] if failed else [[row] for row in rest]
+
+
 def _cut_group(
     group: Sequence[_Row], *, out: Path, places: Mapping[str, str], settings: ClipFormat
 ) -> list[dict[str, Any]]:
     """The journal's entry of each clip; a fault of one does not keep the others from theirs."""
     path = group[0][1]
     if path is None:
-        raise VidprepError("no file found for it")
+        raise MissingVideo("no file found for it")
     before = source_state(path)
-    entries = []
+    entries: list[dict[str, Any]] = []
     with PyavReader(path, kept_packet_bytes=KEPT_PACKET_BYTES) as reader:
         for video, _ in group:
             begin_part(folder_name(video))
+            started = time.perf_counter()
             place = places[folder_name(video)]
             target = out / place
             try:
@@ -366,6 +410,7 @@ def _cut_group(
                 raise
             except (VidprepError, ValueError, MemoryError) as error:
                 entries.append(_fault_entry(video, path, places, error))
+            entries[-1]["seconds"] = round(time.perf_counter() - started, 3)
     return entries
 
 
@@ -373,6 +418,7 @@ def _fault_entry(video: Video, path: Path | None, places: Mapping[str, str], err
     text = str(error).removeprefix(f"{path}: ").rstrip(".")  # the path has its own column
     return {
         "clip": places[folder_name(video)],
+        "kind": "other" if error is None else kind_of(error),
         "reason": text if isinstance(error, VidprepError) else f"{type(error).__name__}: {text}",
         "path": str(path or ""),
         "source": source_state(path),
@@ -391,7 +437,7 @@ def _finish(
     """Write the list of the clips, and of the faults."""
     entries = {folder_name(video): done[places[folder_name(video)]] for video in split.videos}
     faults = tuple(
-        Fault(video_id=sample_id(video), reason=entry["reason"], path=entry["path"])
+        Fault(video_id=sample_id(video), reason=entry["reason"], path=entry["path"], kind=entry.get("kind", "other"))
         for video in split.videos
         if "reason" in (entry := entries[folder_name(video)])
     )

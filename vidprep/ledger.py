@@ -2,6 +2,7 @@
 
     shards    OUT/val.ledger.jsonl     (of an array task: OUT/val.2-of-3.ledger.jsonl)
     frames    OUT.journal              (of an array task: OUT.2-of-3.journal, while others are at work)
+    clips     OUT/val.clips.jsonl
 
 JSON lines that are only ever appended to; the last line of a sample counts. A killed run loses at most the line that
 it was writing. The first lines say which samples there are, so what has no line yet is pending.
@@ -16,7 +17,7 @@ import io
 import json
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from types import TracebackType
@@ -43,6 +44,7 @@ __all__ = [
 State = Literal["done", "failed", "pending"]
 KINDS: tuple[FaultKind, ...] = get_args(FaultKind)
 LEDGER_SUFFIX = ".ledger.jsonl"
+CLIPS_SUFFIX = ".clips.jsonl"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -167,8 +169,8 @@ def ledger_paths(folder: Path, split: str | None = None) -> dict[str, list[Path]
     if not folder.is_dir():
         raise UsageError(f"{folder}: no such folder; give what `vidprep shard` or `vidprep extract` wrote.")
     found: dict[str, list[Path]] = {}
-    for path in sorted(folder.glob(f"*{LEDGER_SUFFIX}")):
-        found.setdefault(path.name.removesuffix(LEDGER_SUFFIX).partition(".")[0], []).append(path)
+    for path in sorted([*folder.glob(f"*{LEDGER_SUFFIX}"), *folder.glob(f"*{CLIPS_SUFFIX}")]):
+        found.setdefault(path.name.partition(".")[0], []).append(path)
     if not found:
         raise UsageError(
             f"{folder}: no ledger here (no SPLIT{LEDGER_SUFFIX}, no {journal.name} beside it); see docs/ledger.md."
@@ -217,7 +219,7 @@ def read_ledger(paths: Sequence[Path]) -> Iterator[Entry]:
             streams[path].seek(place)
             found = _parse(streams[path].readline().decode("utf-8", errors="replace"))
             if found is not None:
-                yield found
+                yield replace(found, sample=sample)
     finally:
         for stream in streams.values():
             stream.close()
@@ -227,7 +229,7 @@ def _parse(line: str) -> Entry | None:
     """An entry; None for other lines: settings, samples, what a killed run was writing."""
     try:
         raw: dict[str, Any] = json.loads(line)
-        key = raw.get("key", raw.get("folder"))
+        key = raw.get("key", raw.get("folder", raw.get("clip")))
         if key is None or "samples" in raw:
             return None
         state: State = "done" if "facts" in raw else raw.get("state", "failed")

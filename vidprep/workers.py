@@ -5,6 +5,7 @@ that killed it: no other unit is lost, and none is suspected.
 """
 
 import atexit
+import faulthandler
 import json
 import os
 import pickle
@@ -107,6 +108,8 @@ def attempt(work: Callable[[U], R], unit: U) -> Done[R]:
 
 def _attempt_watched(work: Callable[[U], R], unit: U, mark: Path, limit_seconds: float | None) -> Done[R]:
     global _watch
+    # A crash is told in the ledger, by its signal and its sample, not by a page of stacks on the terminal.
+    faulthandler.disable()
     _watch = _Watch(mark, limit_seconds)
     _watch.begin(None)
     try:

@@ -7,10 +7,13 @@ from pathlib import Path
 import pytest
 
 from tests.videos import write_numbered_video
-from tests.vidprep.fatal import die_by_frames, extract_fatally
+from tests.vidprep.fatal import cut_fatally, die_by_frames, extract_fatally
+from vidprep import clips as clips_module
 from vidprep import extract as extract_module
 from vidprep import shard as shard_module
 from vidprep.cli import app
+from vidprep.clips import ClipFormat, clips
+from vidprep.datasets import get
 from vidprep.errors import EmptyVideo, MissingVideo, UsageError, VidprepError, kind_of
 from vidprep.extract import extract
 from vidprep.ledger import Entry, Ledger, LedgerReport, check_retry, ledger_paths, read_ledger
@@ -98,6 +101,31 @@ def test_a_segment_that_kills_the_process_leaves_the_others_of_its_video(
     report = extract(make_split(*segments), {"long": path}, out=tmp_path / "out", settings=FrameFormat(), workers=2)
     assert [fault.video_id for fault in report.faults] == ["crash"]
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["one", "three"]
+
+
+def test_a_segment_that_kills_the_process_leaves_the_other_clips_of_its_video(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write_numbered_video(tmp_path / "long.mp4", num_frames=40, fps=10)
+    segments = [
+        Video(video_id="long", start_seconds=float(number), end_seconds=number + 1.0, segment_id=name)
+        for number, name in enumerate(["one", "crash", "three"])
+    ]
+    split, info = make_split(*segments), get("folder")
+    with monkeypatch.context() as patch:
+        patch.setattr(clips_module, "_cut_group", cut_fatally)
+        report = clips(info, split, {"long": path}, out=tmp_path / "out", settings=ClipFormat(), workers=2)
+    assert [(fault.video_id, fault.kind) for fault in report.faults] == [("crash", "crashed")]
+    assert report.num_clips == 2
+    entries = entries_of(tmp_path / "out")
+    assert [(name, entry.state, entry.attempts) for name, entry in entries.items()] == [
+        ("one", "done", 1),
+        ("crash", "failed", 2),
+        ("three", "done", 1),
+    ]
+    assert clips(info, split, {"long": path}, out=tmp_path / "out", settings=ClipFormat()).num_new == 0
+    mended = clips(info, split, {"long": path}, out=tmp_path / "out", settings=ClipFormat(), retry=["crashed"])
+    assert (mended.num_new, mended.faults) == (1, ())
 
 
 def test_a_crash_a_kill_and_a_hang_cost_the_shards_one_video_each(
