@@ -560,6 +560,7 @@ def clips(
     engine: ChosenEngine = None,
     scheduler: Scheduler = None,
     time_limit: TimeLimit = 600.0,
+    retry: Retry = None,
 ) -> None:
     """Cut, resize and re-time the videos of a split, or their annotated segments, into files of their own."""
     from vidprep.clips import ClipFormat
@@ -588,6 +589,7 @@ def clips(
         workers=workers,
         scheduler=_scheduler(engine, scheduler),
         time_limit_seconds=time_limit or None,
+        retry=retry or (),
         progress=f"clips {chosen.split}",
     )
     was_there = report.num_clips - report.num_new
@@ -764,7 +766,7 @@ def doctor(
 
 @app.command()
 def ledger(
-    folder: Annotated[Path, typer.Argument(help="What `shard --out` or `extract --out` named.")],
+    folder: Annotated[Path, typer.Argument(help="What `--out` of `shard`, `extract` or `clips` named.")],
     split_name: SplitName = None,
     csv_file: Annotated[Path | None, typer.Option("--csv", help="Write a line for each sample to this file.")] = None,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the counts to this file.")] = None,
