@@ -1,6 +1,7 @@
 """The command `vidprep`: each sub-command is one call of the library, and says in words what came of it."""
 
 import os
+import re
 import shlex
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,8 +20,12 @@ from vidprep.errors import UsageError
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from vidprep.ffmpeg import FfmpegOptions
     from vidprep.index import Fault
+    from vidprep.shard import ShardReport
     from vidprep.splits import Split
+    from vidprep.store import Location
+    from vidprep.tasks import ArrayTask
     from vidprep.types import DatasetInfo, FrameAnnotation, FrameFormat
 
 __all__ = ["app", "main"]
@@ -108,6 +113,36 @@ class RateMode(StrEnum):
     output = "output"
 
 
+class Engine(StrEnum):
+    """Who does the work: processes of this machine, or a Dask cluster."""
+
+    loky = "loky"
+    dask = "dask"
+
+
+class Backend(StrEnum):
+    """What decodes, scales and encodes."""
+
+    pyav = "pyav"
+    ffmpeg = "ffmpeg"
+
+
+class ClipCodec(StrEnum):
+    """How clips are stored."""
+
+    h264 = "h264"
+    vp9 = "vp9"
+    mjpeg = "mjpeg"
+
+
+class ColourSubsampling(StrEnum):
+    """Of colour against brightness."""
+
+    half = "420"
+    half_width = "422"
+    none = "444"
+
+
 Dataset = Annotated[str, typer.Option("--dataset", "-d", help="Name of the data set; `vidprep list` names them.")]
 DataRoot = Annotated[Path, typer.Option("--data-root", help="Folder of its videos (folder: or the CSV file itself).")]
 SplitName = Annotated[
@@ -121,8 +156,37 @@ Fps = Annotated[float | None, typer.Option("--fps", help="Frames per second; 0 k
 Rate = Annotated[
     RateMode | None, typer.Option("--rate-mode", help="As ffmpeg -vf fps=N (filter), or as ffmpeg -r N (output).")
 ]
+NumFrames = Annotated[
+    int | None, typer.Option("--num-frames", min=1, help="So many frames of each video, evenly spread.")
+]
+Keyframes = Annotated[bool, typer.Option("--keyframes", help="Only the key frames of each video.")]
 ShortSide = Annotated[int | None, typer.Option("--short-side", help="Shorter side in pixels; 0 keeps the size.")]
+Height = Annotated[int | None, typer.Option("--height", min=1, help="Height in pixels, the width in proportion.")]
+Size = Annotated[str | None, typer.Option("--size", help="Exactly this size: WIDTHxHEIGHT.")]
+Task = Annotated[
+    str | None,
+    typer.Option("--task", help="Do part I of N only, as one of a job array: 2/3.", metavar="I/N", show_default="all"),
+]
 Quality = Annotated[int | None, typer.Option("--quality", help="JPEG quality, 1 to 100.")]
+ChosenSubsampling = Annotated[
+    ColourSubsampling | None,
+    typer.Option("--subsampling", help="Of colour in JPEG: half the size, half the width, none."),
+]
+
+
+ChosenEngine = Annotated[
+    Engine | None, typer.Option("--engine", help="Processes of this machine (loky), or a cluster (dask).")
+]
+Scheduler = Annotated[
+    str | None, typer.Option("--scheduler", help="Address of the cluster's Dask scheduler: tcp://HOST:8786.")
+]
+TimeLimit = Annotated[
+    float, typer.Option("--time-limit", min=0, help="Seconds for a video; one that takes longer is given up; 0: none.")
+]
+Retry = Annotated[
+    list[str] | None,
+    typer.Option("--retry", help="Try again what failed for this reason (missing, damaged, hung ...), or all: failed."),
+]
 
 
 def _num_cores() -> int:
@@ -391,17 +455,48 @@ def extract(
     ] = None,
     fps: Fps = None,
     rate_mode: Rate = None,
+    num_frames: NumFrames = None,
+    is_keyframes: Keyframes = False,
     short_side: ShortSide = None,
+    height: Height = None,
+    size: Size = None,
     quality: Quality = None,
+    subsampling: ChosenSubsampling = None,
     template: Annotated[str | None, typer.Option("--template", help="Names of the frames: image_{:05d}.jpg")] = None,
+    backend: Annotated[
+        Backend, typer.Option("--backend", help="In the process itself, or by the ffmpeg program: slower.")
+    ] = Backend.pyav,
+    filters: Annotated[
+        str | None, typer.Option("--filter", help="With --backend ffmpeg: a chain of its filters, as after -vf.")
+    ] = None,
+    qscale: Annotated[
+        int | None, typer.Option("--qscale", help="With --backend ffmpeg: its quality, 2 to 31.", show_default="2")
+    ] = None,
+    task: Task = None,
     workers: Workers = _num_cores(),
+    engine: ChosenEngine = None,
+    scheduler: Scheduler = None,
+    time_limit: TimeLimit = 600.0,
+    retry: Retry = None,
 ) -> None:
     """Extract JPEG frames from the videos of a split, as the data set's published frames are."""
     from vidprep.extract import extract as extract_split
+    from vidprep.tasks import parse_task
 
+    part = None if task is None else parse_task(task)
     info, chosen, paths = _load(dataset, split_name, data_root)
     settings = _frame_format(
-        info, fps=fps, rate_mode=rate_mode, short_side=short_side, quality=quality, template=template
+        info,
+        fps=fps,
+        rate_mode=rate_mode,
+        num_frames=num_frames,
+        is_keyframes=is_keyframes,
+        short_side=short_side,
+        height=height,
+        size=size,
+        quality=quality,
+        subsampling=subsampling,
+        template=template,
     )
     folder = out or _frames_folder(data_root, chosen.split)
     report = extract_split(
@@ -410,20 +505,111 @@ def extract(
         out=folder,
         settings=settings,
         delivered=info.frames if info.media == "frames" else None,
+        ffmpeg=_ffmpeg_options(backend, filters, qscale, quality),
         workers=workers,
+        task=part,
+        scheduler=_scheduler(engine, scheduler),
+        time_limit_seconds=time_limit or None,
+        retry=retry or (),
         progress=f"extract {chosen.split}",
     )
     was_there = report.num_videos - report.num_new
     there = f", {was_there} of them were there already" if was_there else ""
-    typer.echo(f"{report.folder}: {report.num_frames} frames of {report.num_videos} videos{there}")
+    of_task = "" if report.is_finished else f"task {part}: "
+    typer.echo(f"{report.folder}: {of_task}{report.num_frames} frames of {report.num_videos} videos{there}")
+    if not report.is_finished:
+        left = f"{report.num_missing} videos of other tasks are missing" if report.num_missing else ""
+        typer.echo(f"{left or 'another task is at work'}; the last task to finish writes the index.")
     _tell_faults(report.faults, num_videos=len(chosen.videos), what="without frames")
+
+
+@app.command()
+def clips(
+    dataset: Dataset,
+    data_root: DataRoot,
+    out: Annotated[Path, typer.Option("--out", help="Folder of the clips: a data root of the same data set.")],
+    split_name: SplitName = None,
+    codec: Annotated[
+        ClipCodec, typer.Option("--codec", help="H.264 in MP4, VP9 in WebM or MJPEG in MOV.")
+    ] = ClipCodec.h264,
+    short_side: Annotated[
+        int | None, typer.Option("--short-side", help="Shorter side in pixels, even.", show_default="as it is")
+    ] = None,
+    fps: Annotated[
+        float | None, typer.Option("--fps", help="Frames per second, as ffmpeg -vf fps=N.", show_default="as it is")
+    ] = None,
+    gop: Annotated[
+        int | None,
+        typer.Option("--gop", min=1, help="Frames between key frames, in closed groups.", show_default="the encoder's"),
+    ] = None,
+    quality: Annotated[
+        int | None,
+        typer.Option(
+            "--quality", help="Lower is better: crf of x264 and VP9, MJPEG's quantiser.", show_default="23, 32, 3"
+        ),
+    ] = None,
+    preset: Annotated[
+        str | None,
+        typer.Option("--preset", help="x264's ultrafast ... placebo, VP9's 0 ... 8.", show_default="medium, 4"),
+    ] = None,
+    keeps_audio: Annotated[bool, typer.Option("--audio/--no-audio", help="Keep the sound.")] = False,
+    copies: Annotated[
+        bool, typer.Option("--copy/--no-copy", help="Copy pictures where nothing changes and the cut allows it.")
+    ] = True,
+    workers: Workers = _num_cores(),
+    engine: ChosenEngine = None,
+    scheduler: Scheduler = None,
+    time_limit: TimeLimit = 600.0,
+    retry: Retry = None,
+) -> None:
+    """Cut, resize and re-time the videos of a split, or their annotated segments, into files of their own."""
+    from vidprep.clips import ClipFormat
+    from vidprep.clips import clips as make_clips
+
+    info, chosen, paths = _load(dataset, split_name, data_root)
+    try:
+        settings = ClipFormat(
+            codec=codec.value,
+            short_side=short_side or None,
+            fps=fps or None,
+            gop=gop,
+            quality=quality,
+            preset=preset,
+            keeps_audio=keeps_audio,
+            copies=copies,
+        )
+    except ValueError as error:
+        raise UsageError(f"clip settings: {error}.") from error
+    report = make_clips(
+        info,
+        chosen,
+        paths,
+        out=out,
+        settings=settings,
+        workers=workers,
+        scheduler=_scheduler(engine, scheduler),
+        time_limit_seconds=time_limit or None,
+        retry=retry or (),
+        progress=f"clips {chosen.split}",
+    )
+    was_there = report.num_clips - report.num_new
+    there = f", {was_there} of them were there already" if was_there else ""
+    typer.echo(
+        f"{report.folder}: {report.num_clips} clips, {report.num_bytes / 1e6:.1f} MB, "
+        f"{report.num_copied} copied without encoding{there}"
+    )
+    _tell_faults(report.faults, num_videos=len(chosen.videos), what="without a clip")
 
 
 @app.command()
 def shard(
     dataset: Dataset,
-    data_root: DataRoot,
-    out: Annotated[Path, typer.Option("--out", help="Folder of the shards; several splits may share one.")],
+    data_root: Annotated[
+        str, typer.Option("--data-root", help="Folder of its videos (folder: or the CSV file itself), or its URL.")
+    ],
+    out: Annotated[
+        str, typer.Option("--out", help="Folder of the shards, or its URL (s3://BUCKET/DIR); splits may share one.")
+    ],
     split_name: SplitName = None,
     content: Annotated[
         Content | None,
@@ -446,17 +632,29 @@ def shard(
             "--samples-per-shard", min=1, help="Positions in a shard.", show_default="16 to 256, by the split"
         ),
     ] = None,
+    shard_bytes: Annotated[
+        str | None, typer.Option("--shard-bytes", help="Instead: about how large a shard is, 256MB.", metavar="SIZE")
+    ] = None,
+    task: Task = None,
     check: CheckHow = Check.decode,
     fps: Fps = None,
     rate_mode: Rate = None,
     short_side: ShortSide = None,
     quality: Quality = None,
     workers: Workers = _num_cores(),
+    engine: ChosenEngine = None,
+    scheduler: Scheduler = None,
+    time_limit: TimeLimit = 600.0,
+    retry: Retry = None,
 ) -> None:
     """Write the videos of a split, or their frames, as WebDataset shards; each is checked first."""
     from vidprep.datasets import get
     from vidprep.shard import shard as shard_split
+    from vidprep.store import local_or_url
+    from vidprep.tasks import parse_task
 
+    part = None if task is None else parse_task(task)
+    num_bytes = None if shard_bytes is None else _parse_size(shard_bytes)
     is_from_frames = source is Source.frames
     # Data sets of frames, and those whose samples are segments of long videos, have no video file a sample.
     has_no_files = get(dataset).media == "frames" or get(dataset).task == "verb_noun"
@@ -469,40 +667,137 @@ def shard(
         raise UsageError(f"{', '.join(given)}: for --content frames straight from videos, not for what is given.")
     if frames_root is not None and not is_from_frames:
         raise UsageError("--frames-root: for --from frames only.")
-    info, chosen, paths = _load(dataset, split_name, data_root, is_located=not is_from_frames)
+    place = local_or_url(data_root)
+    info, chosen, paths = _load_anywhere(dataset, split_name, place, is_located=not is_from_frames)
     settings = None
     if chosen_content is Content.frames and not is_from_frames:
         settings = _frame_format(info, fps=fps, rate_mode=rate_mode, short_side=short_side, quality=quality)
     is_delivered = info.media == "frames" and not is_from_frames
-    boxes = _locate_boxes(info, chosen, paths) if is_delivered and info.task == "detection" else None
+    boxes = None
+    if is_delivered and info.task == "detection":
+        boxes = _locate_boxes(info, chosen, {name: path for name, path in paths.items() if isinstance(path, Path)})
     report = shard_split(
         chosen,
         paths,
-        out=out,
+        out=local_or_url(out),
         content=chosen_content.value,
         frames=settings,
         delivered=info.frames if is_delivered else None,
         annotations=boxes,
         read_boxes=None if boxes is None else _read_boxes,
-        frames_from=(frames_root or _frames_folder(data_root, chosen.split)) if is_from_frames else None,
+        frames_from=_extracted(frames_root, place, chosen.split) if is_from_frames else None,
         samples_per_shard=samples_per_shard,
+        shard_bytes=num_bytes,
+        task=part,
         workers=workers,
+        scheduler=_scheduler(engine, scheduler),
+        time_limit_seconds=time_limit or None,
+        retry=retry or (),
         check=check.value,
         progress=f"shards {chosen.split}",
     )
+    _tell_shards(report, task=part)
     manifest = report.manifest
-    num_bytes = sum(facts.num_bytes for facts in manifest.shards)
-    state = f"{report.num_new_shards} written now" if report.num_new_shards else "all there already"
-    typer.echo(
-        f"{report.folder}: {manifest.split}: {report.num_samples} samples in {len(manifest.shards)} shards, "
-        f"{num_bytes / 1e6:.1f} MB; {state}"
-    )
     _tell_faults(manifest.faults, num_videos=manifest.num_videos, what="in no shard")
 
 
 @app.command()
+def plan(
+    dataset: Annotated[str, typer.Argument(help="Name of the data set; `vidprep list` names them.")],
+    data_root: DataRoot,
+    split_name: SplitName = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", help="Where the result is to lie: its disk.", show_default="DATA_ROOT")
+    ] = None,
+    fps: Fps = None,
+    rate_mode: Rate = None,
+    short_side: ShortSide = None,
+    quality: Quality = None,
+    num_videos: Annotated[int, typer.Option("--num-videos", "-n", min=1, help="So many are measured.")] = 8,
+    clip_frames: Annotated[int, typer.Option("--clip-frames", min=1, help="Frames of a clip in training.")] = 8,
+    workers: Workers = _num_cores(),
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write the plan to this file, too.")] = None,
+) -> None:
+    """Measure a few videos; say hours, bytes, shards, and which form will load fastest, before anything is done."""
+    from vidprep.engine import publish
+    from vidprep.plan import make_plan
+
+    info, chosen, paths = _load(dataset, split_name, data_root)
+    options = {"--fps": fps, "--rate-mode": rate_mode, "--short-side": short_side, "--quality": quality}
+    given = "".join(f" {name} {value}" for name, value in options.items() if value is not None)
+    made = make_plan(
+        chosen,
+        paths,
+        settings=_frame_format(info, fps=fps, rate_mode=rate_mode, short_side=short_side, quality=quality),
+        delivered=info.frames if info.media == "frames" else None,
+        folder=out or data_root,
+        workers=workers,
+        num_videos=num_videos,
+        num_clip_frames=clip_frames,
+        command_options=f"--dataset {dataset} --data-root {shlex.quote(str(data_root))} --split {chosen.split}",
+        frame_options=given,
+        progress="measure",
+    )
+    typer.echo(made.to_text())
+    if json_file is not None:
+        with publish(json_file.absolute()) as stream:
+            stream.write(made.to_json().encode())
+
+
+@app.command()
+def doctor(
+    folder: Annotated[
+        Path | None, typer.Option("--folder", help="Where data sets are to lie.", show_default="the working directory")
+    ] = None,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write the findings to this file, too.")] = None,
+) -> None:
+    """Say whether this machine is fit: libraries, disk, memory; and how to mend what is not."""
+    from vidprep.doctor import examine
+    from vidprep.engine import publish
+
+    report = examine(folder)
+    typer.echo(report.to_text())
+    if json_file is not None:
+        with publish(json_file.absolute()) as stream:
+            stream.write(report.to_json().encode())
+    if not report.is_fit:
+        raise typer.Exit(1)
+
+
+@app.command()
+def ledger(
+    folder: Annotated[Path, typer.Argument(help="What `--out` of `shard`, `extract` or `clips` named.")],
+    split_name: SplitName = None,
+    csv_file: Annotated[Path | None, typer.Option("--csv", help="Write a line for each sample to this file.")] = None,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Write the counts to this file.")] = None,
+) -> None:
+    """Say which samples are done, which failed and why, and which are pending."""
+    import json
+
+    from vidprep.engine import publish
+    from vidprep.ledger import LedgerReport, entries_to_csv, ledger_paths, read_ledger
+
+    reports = []
+    for name, paths in ledger_paths(folder, split_name).items():
+        report = LedgerReport(split=name)
+        for entry in read_ledger(paths):
+            report.count(entry)
+        typer.echo(report.to_text())
+        reports.append(report)
+    if csv_file is not None:
+        with publish(csv_file.absolute()) as stream:
+            entries = (entry for paths in ledger_paths(folder, split_name).values() for entry in read_ledger(paths))
+            entries_to_csv(entries, stream)
+    if json_file is not None:
+        with publish(json_file.absolute()) as stream:
+            stream.write((json.dumps([report.to_json() for report in reports], indent=1) + "\n").encode())
+
+
+@app.command()
 def verify(
-    shards: Annotated[Path | None, typer.Argument(help="A folder of shards. Or, for videos, leave it out:")] = None,
+    shards: Annotated[
+        str | None, typer.Argument(help="A folder of shards, or its URL. Or, for videos, leave it out:")
+    ] = None,
     dataset: Annotated[str | None, typer.Option("--dataset", "-d", help="Data set whose videos are verified.")] = None,
     data_root: Annotated[Path | None, typer.Option("--data-root", help="Folder of its videos.")] = None,
     split_name: SplitName = None,
@@ -518,13 +813,14 @@ def verify(
     """Verify every byte of a folder of shards, or every video of a data set."""
     from vidprep import verify as verification
     from vidprep.engine import publish
+    from vidprep.store import local_or_url
 
     if shards is not None:
         if dataset is not None or data_root is not None:
             raise UsageError("give a folder of shards, or --dataset and --data-root, not both.")
         if is_quarantined:
             raise UsageError("--quarantine: for videos (--dataset and --data-root); shards are written again instead.")
-        of_shards = verification.verify_shards(shards, split_name, workers=workers, progress="verify")
+        of_shards = verification.verify_shards(local_or_url(shards), split_name, workers=workers, progress="verify")
         text, as_json, is_good = of_shards.to_text(), of_shards.to_json(), of_shards.is_sound
     else:
         if dataset is None or data_root is None:
@@ -555,8 +851,83 @@ def verify(
 
 
 @app.command()
+def repair(
+    shards: Annotated[str, typer.Argument(help="A folder of shards, or its URL.")],
+    data_root: Annotated[
+        str, typer.Option("--data-root", help="Folder of the videos that they were made from, or URL.")
+    ],
+    split_name: SplitName = None,
+    frames_root: Annotated[
+        Path | None,
+        typer.Option("--frames-root", help="Of shards made with --from frames.", show_default="DATA_ROOT/frames/SPLIT"),
+    ] = None,
+    workers: Workers = _num_cores(),
+) -> None:
+    """Rebuild the shards that verify finds damaged, as their plan says; the damaged ones are put aside."""
+    from vidprep.repair import repair as repair_split
+    from vidprep.shard import ShardReport, list_plans, read_plan
+    from vidprep.shard import shard as shard_split
+    from vidprep.store import local_or_url, open_store
+
+    store = open_store(local_or_url(shards))
+    begun = list_plans(store) if store.exists() else []
+    if not begun:
+        raise UsageError(f"{store}: no SPLIT.plan.json here; give the folder that `vidprep shard --out` wrote.")
+    if split_name is None and len(begun) > 1:
+        raise UsageError(f"{store}: holds shards of {', '.join(begun)}; say which with --split.")
+    name = split_name or begun[0]
+    plan = read_plan(store, name)
+    if plan is None:
+        raise UsageError(f"{store}: no {name}.plan.json; there are shards of {', '.join(begun)}.")
+
+    def rebuild() -> ShardReport:
+        place = local_or_url(data_root)
+        is_from_frames = plan["source"] == "frames"
+        info, chosen, paths = _load_anywhere(plan["dataset"], name, place, is_located=not is_from_frames)
+        boxes = None
+        if plan.get("has_boxes"):
+            boxes = _locate_boxes(info, chosen, {key: path for key, path in paths.items() if isinstance(path, Path)})
+        return shard_split(
+            chosen,
+            paths,
+            out=store.location,
+            content=plan["content"],
+            frames=_planned_format(plan["frames"]) if plan["source"] != "frames" else None,
+            delivered=_planned_format(plan.get("delivered")),
+            annotations=boxes,
+            read_boxes=None if boxes is None else _read_boxes,
+            frames_from=_extracted(frames_root, place, name) if is_from_frames else None,
+            samples_per_shard=plan["samples_per_shard"],
+            shard_bytes=plan.get("shard_bytes"),
+            workers=workers,
+            check=plan["check"],
+            progress=f"shards {name}",
+        )
+
+    report = repair_split(store.location, name, rebuild, workers=workers, progress="verify")
+    typer.echo(report.to_text())
+    if not report.is_sound:
+        raise typer.Exit(1)
+
+
+def _planned_format(settings: "Mapping[str, Any] | None") -> "FrameFormat | None":
+    from dataclasses import fields
+
+    from vidprep.types import FrameFormat
+
+    # A plan of another vidprep may lack settings, or have more; `shard` then says what differs.
+    names = {field.name for field in fields(FrameFormat)}
+    if settings is None:
+        return None
+    values: dict[str, Any] = {
+        key: tuple(value) if isinstance(value, list) else value for key, value in settings.items()
+    }
+    return FrameFormat(**{key: value for key, value in values.items() if key in names})
+
+
+@app.command()
 def inspect(
-    shards: Annotated[Path, typer.Argument(help="A folder of shards.")],
+    shards: Annotated[str, typer.Argument(help="A folder of shards, or its URL.")],
     out: Annotated[Path, typer.Option("--out", help="The PNG file to write.")],
     split_name: SplitName = None,
     num_samples: Annotated[int, typer.Option("--num-samples", "-n", min=1, max=100, help="Rows of the sheet.")] = 8,
@@ -564,8 +935,9 @@ def inspect(
 ) -> None:
     """Draw a sheet of random samples with their labels."""
     from vidprep.report import contact_sheet
+    from vidprep.store import local_or_url
 
-    rows = contact_sheet(shards, split_name, out, num_samples=num_samples, seed=seed)
+    rows = contact_sheet(local_or_url(shards), split_name, out, num_samples=num_samples, seed=seed)
     typer.echo(f"{out}: {len(rows)} samples")
 
 
@@ -724,7 +1096,7 @@ def bench_load(
 
 
 def _load(
-    dataset: str, split_name: str | None, data_root: Path, *, is_located: bool = True
+    dataset: str, split_name: str | None, data_root: Path, *, is_located: bool = True, stands_for: str = ""
 ) -> "tuple[DatasetInfo, Split, dict[str, Path]]":
     """The data set, its split and the files of its videos; what its maker noted is printed."""
     from vidprep.datasets import folder, get, load_split, locate
@@ -740,8 +1112,77 @@ def _load(
         split_name = folder.ALL if data_root.is_file() else names[0]
     chosen = load_split(dataset, split_name, data_root=data_root)
     for note in chosen.notes:
-        typer.echo(f"note: {note}", err=True)
+        typer.echo(f"note: {note.replace(str(data_root), stands_for or str(data_root))}", err=True)
     return info, chosen, locate(info, chosen, data_root) if is_located else {}
+
+
+LISTS = r"(splits/)?[^/]+\.(csv|txt)"
+"""Files of a data root that are read, apart from videos: lists, class names, the ledger of the quarantine."""
+
+
+def _load_anywhere(
+    dataset: str, split_name: str | None, data_root: "Location", *, is_located: bool = True
+) -> "tuple[DatasetInfo, Split, Mapping[str, Location]]":
+    """As `_load`, of a data root that may be a URL: then the paths of its videos are URLs, too."""
+    import re
+    import tempfile
+
+    from vidprep.datasets import get
+    from vidprep.errors import VidprepError
+    from vidprep.store import placeholders
+
+    if isinstance(data_root, Path):
+        return _load(dataset, split_name, data_root, is_located=is_located)
+    if get(dataset).media == "frames" or not is_located:
+        raise UsageError(f"{data_root}: frames are read from a disk; copy their folder there, or shard the videos.")
+    with tempfile.TemporaryDirectory(prefix="vidprep-") as scratch:
+        root = Path(scratch)
+        placeholders(data_root, root, is_fetched=re.compile(LISTS))
+        try:
+            info, chosen, found = _load(dataset, split_name, root, stands_for=data_root)
+        except VidprepError as error:
+            raise type(error)(str(error).replace(scratch, data_root)) from error
+        return info, chosen, {name: f"{data_root}/{path.relative_to(root).as_posix()}" for name, path in found.items()}
+
+
+def _extracted(frames_root: Path | None, data_root: "Location", split_name: str) -> Path:
+    """Where the frames of a split lie."""
+    if frames_root is None and not isinstance(data_root, Path):
+        raise UsageError("--from frames: frames are read from a disk; say from where with --frames-root.")
+    return frames_root or _frames_folder(Path(data_root), split_name)
+
+
+def _parse_size(text: str) -> int:
+    """Bytes: "256MB" is 256,000,000, "256MiB" 268,435,456, "1000" a thousand."""
+    import re
+
+    found = re.fullmatch(r"(\d+(?:\.\d+)?) ?(?:([kmgt])(i?)b?|b)?", text.strip().lower())
+    if found is None:
+        raise UsageError(f"--shard-bytes: expected a size such as 256MB or 1GiB, got {text!r}.")
+    unit = (1024 if found[3] else 1000) ** (" kmgt".index(found[2]) if found[2] else 0)
+    return int(float(found[1]) * unit)
+
+
+def _scheduler(engine: Engine | None, scheduler: str | None) -> str | None:
+    if engine is Engine.dask and scheduler is None:
+        raise UsageError("--engine dask needs the address of its scheduler: --scheduler tcp://HOST:8786.")
+    if engine is Engine.loky and scheduler is not None:
+        raise UsageError("--scheduler: for --engine dask; loky works on this machine.")
+    return scheduler
+
+
+def _tell_shards(report: "ShardReport", *, task: "ArrayTask | None") -> None:
+    manifest = report.manifest
+    num_bytes = sum(facts.num_bytes for facts in manifest.shards)
+    state = f"{report.num_new_shards} written now" if report.num_new_shards else "all there already"
+    of_task = f"task {task}: " if not report.is_published else ""
+    typer.echo(
+        f"{report.folder}: {manifest.split}: {of_task}{report.num_samples} samples in {len(manifest.shards)} shards, "
+        f"{num_bytes / 1e6:.1f} MB; {state}"
+    )
+    if not report.is_published:
+        left = f"{report.num_missing_shards} shards of other tasks are missing" if report.num_missing_shards else ""
+        typer.echo(f"{left or 'another task is at work'}; the last task to finish writes the manifest.")
 
 
 def _locate_boxes(info: "DatasetInfo", chosen: "Split", paths: "Mapping[str, Path]") -> "dict[str, Path] | None":
@@ -773,6 +1214,11 @@ def _frame_format(
     rate_mode: RateMode | None,
     short_side: int | None,
     quality: int | None,
+    num_frames: int | None = None,
+    is_keyframes: bool = False,
+    height: int | None = None,
+    size: str | None = None,
+    subsampling: ColourSubsampling | None = None,
     template: str | None = None,
 ) -> "FrameFormat":
     """The data set's own format, but for what was asked for; of delivered frames that is all of them as they are."""
@@ -781,12 +1227,25 @@ def _frame_format(
     if template is not None and "/" in template:
         raise UsageError(f"--template: a file name without folders, got {template!r}.")
     changes: dict[str, object] = {"fps": None, "short_side": None, "height": None} if info.media == "frames" else {}
+    if sum(given is not None for given in (short_side, height, size)) > 1:
+        raise UsageError("--short-side, --height and --size: one of them says how large the frames are.")
+    if num_frames is not None or is_keyframes:
+        changes |= {"fps": None, "num_frames": num_frames, "keyframes_only": is_keyframes}
     if fps is not None:
         changes["fps"] = fps or None
     if rate_mode is not None:
         changes["rate_mode"] = rate_mode.value
     if short_side is not None:
-        changes |= {"short_side": short_side or None, "height": None}
+        changes |= {"short_side": short_side or None, "height": None, "width": None}
+    if height is not None:
+        changes |= {"short_side": None, "height": height, "width": None}
+    if size is not None:
+        found = re.fullmatch(r"(\d+)x(\d+)", size)
+        if found is None:
+            raise UsageError(f"--size: WIDTHxHEIGHT in pixels, such as 320x240, got {size!r}.")
+        changes |= {"short_side": None, "width": int(found[1]), "height": int(found[2])}
+    if subsampling is not None:
+        changes["subsampling"] = subsampling.value
     if quality is not None:
         changes["jpeg_quality"] = quality
     if template is not None:
@@ -795,6 +1254,23 @@ def _frame_format(
         return replace(info.frames, **changes)  # type: ignore[arg-type]  # checked by FrameFormat itself
     except (ValueError, IndexError, KeyError) as error:
         raise UsageError(f"frame settings: {error}.") from error
+
+
+def _ffmpeg_options(
+    backend: Backend, filters: str | None, qscale: int | None, quality: int | None
+) -> "FfmpegOptions | None":
+    from vidprep.ffmpeg import FfmpegOptions
+
+    if backend is Backend.pyav:
+        if filters is not None or qscale is not None:
+            raise UsageError("--filter and --qscale: with --backend ffmpeg only.")
+        return None
+    if quality is not None:
+        raise UsageError("--quality: of --backend pyav; the ffmpeg program counts it otherwise, see --qscale.")
+    try:
+        return FfmpegOptions(filter=filters or "", **({} if qscale is None else {"qscale": qscale}))
+    except ValueError as error:
+        raise UsageError(f"{error}.") from error
 
 
 def _tell_faults(faults: "Sequence[Fault]", *, num_videos: int, what: str) -> None:

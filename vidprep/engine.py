@@ -6,26 +6,24 @@ A unit may be run again at any time: it writes under another name and gives the 
 
 import errno
 import os
-import pickle
 import re
-import signal
-import threading
-import time
-import traceback
-from collections.abc import Callable, Collection, Generator, Iterator, Mapping, Sequence
+import secrets
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, wait
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
-from multiprocessing import resource_tracker
 from pathlib import Path
 from typing import IO, Any, Generic, TypeAlias, TypeVar
 
+from vidprep.cluster import open_pool
 from vidprep.errors import UsageError, VidprepError
+from vidprep.workers import Death, Done, WorkerDied, attempt
 
 __all__ = [
     "CannotWrite",
     "Outcome",
+    "Outcomes",
     "WorkerDied",
     "differences",
     "lock",
@@ -33,22 +31,19 @@ __all__ = [
     "run",
     "source_state",
     "sweep",
+    "unique_name",
     "writing",
 ]
 
 U = TypeVar("U")
 R = TypeVar("R")
 
-NUM_ATTEMPTS = 2
-"""How often a unit that killed a worker is tried alone, unless the caller says otherwise."""
+NUM_RETRIES = 1
+"""How often a unit that killed a worker is tried again, alone, unless the caller says otherwise."""
 
 
 class CannotWrite(VidprepError):
     """The target takes no more: full, read-only, gone. Ends a run at once, since no other unit would fare better."""
-
-
-class WorkerDied(VidprepError):
-    """A unit ended its worker process each time it was tried, alone: a crash inside a decoder, or memory ran out."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,11 +53,12 @@ class Outcome(Generic[U, R]):
     unit: U
     result: R | None = None
     error: Exception | None = None
+    seconds: float = field(default=0.0, compare=False)
+    """That the last attempt took."""
+    num_attempts: int = field(default=1, compare=False)
 
 
 Outcomes: TypeAlias = Generator[Outcome[U, R], None, None]
-Done: TypeAlias = tuple[int, R | None, Exception | None]
-"""The position of a unit, its result, its error."""
 
 
 def run(
@@ -71,29 +67,40 @@ def run(
     *,
     workers: int = 1,
     progress: str | None = None,
-    retries: int = NUM_ATTEMPTS,
+    retries: int = NUM_RETRIES,
+    time_limit_seconds: float | None = None,
+    scheduler: str | None = None,
 ) -> Outcomes[U, R]:
     """Do `work` on every unit; outcomes come in the order in which they are ready, one for each unit.
 
-    When a worker process dies, everything that was under way is done again, unit by unit, each alone; one that ends
-    its worker `retries` times is given up as a `WorkerDied`, all others get their results.
+    Every worker process has one unit at a time. A unit whose process dies is tried again when all others are done,
+    alone; one that ends its process each time is given up as a `WorkerDied`. A unit that takes longer than the time
+    limit is given up at once. All others get their results.
 
     Args:
         units: what to work on; picklable.
         work: a function of a module (or a `functools.partial` of one) that may run twice on the same unit.
-        workers: processes; 1 works in this very process.
+        workers: processes on this machine; 1 without a time limit works in this very process.
         progress: what is being done, in a word or two, to show how far it is; None shows nothing.
-        retries: attempts, alone, for a unit whose worker died.
+        retries: further attempts, alone, for a unit whose process died.
+        time_limit_seconds: for a unit, or for each of its parts (`workers.begin_part`); None: as long as it takes.
+        scheduler: address of a Dask scheduler, tcp://HOST:8786: its workers do the work, not this machine; they see
+            the same files under the same paths.
 
     Raises:
-        UsageError: `workers` is below 1.
+        UsageError: `workers` is below 1, the time limit is not positive, Dask is not installed, no scheduler answers.
         CannotWrite: raised by a unit; the others are stopped.
         KeyboardInterrupt: Ctrl-C; the workers are ended before it goes on. Close the iterator (`contextlib.closing`)
             before tidying up, so that no worker is left that writes.
     """
     if workers < 1:
         raise UsageError(f"workers must be at least 1, got {workers}.")
-    outcomes = _run_here(units, work) if workers == 1 else _run_apart(units, work, workers, retries)
+    if time_limit_seconds is not None and not time_limit_seconds > 0:
+        raise UsageError(f"the time limit must be above 0 seconds, got {time_limit_seconds:g}.")
+    if scheduler is None and workers == 1 and time_limit_seconds is None:
+        outcomes = _run_here(units, work)
+    else:
+        outcomes = _run_apart(units, work, workers, retries, time_limit_seconds, scheduler)
     if progress is not None:
         return _tracked(outcomes, progress, len(units))
     return outcomes
@@ -107,135 +114,74 @@ def _tracked(outcomes: Outcomes[U, R], progress: str, total: int) -> Outcomes[U,
 
 
 def _run_here(units: Sequence[U], work: Callable[[U], R]) -> Outcomes[U, R]:
-    for index, unit in enumerate(units):
-        _, result, error = _attempt(work, index, unit)
-        yield _outcome(unit, result, error)
+    for unit in units:
+        yield _outcome(unit, attempt(work, unit))
 
 
-def _run_apart(units: Sequence[U], work: Callable[[U], R], workers: int, retries: int) -> Outcomes[U, R]:
-    from joblib.externals.loky.process_executor import TerminatedWorkerError
-
-    waiting, suspects = list(range(len(units))), list[int]()
-    while waiting:
-        # With a dead worker the pool breaks; what it had been given and not handed back is suspect.
-        given, back = set[int](), set[int]()
-        try:
-            with closing(_pool(units, waiting, work, workers, given)) as results:
-                for index, result, error in results:
-                    back.add(index)
-                    yield _outcome(units[index], result, error)
-        except TerminatedWorkerError:
-            suspects += sorted(given - back)
-        waiting = [index for index in waiting if index not in given]
-    for index in suspects:
-        yield _run_alone(units, index, work, retries)
-
-
-def _run_alone(units: Sequence[U], index: int, work: Callable[[U], R], retries: int) -> Outcome[U, R]:
-    from joblib.externals.loky.process_executor import TerminatedWorkerError
-
-    death = ""
-    for _ in range(retries):
-        try:
-            [(_, result, error)] = _pool(units, [index], work, 1, set())
-            return _outcome(units[index], result, error)
-        except TerminatedWorkerError as broken:
-            found = re.search(r"exit codes of the workers are \{(.*)\}", str(broken))
-            death = found.group(1) if found else "exit code unknown"
-    reason = f"its worker process died {retries} times ({death}): a crash inside the decoder, or too little memory"
-    return Outcome(unit=units[index], error=WorkerDied(reason))
-
-
-def _pool(
-    units: Sequence[U], indices: Sequence[int], work: Callable[[U], R], workers: int, given: set[int]
-) -> Generator[Done[R], None, None]:
-    """One life of a pool of processes; `given` grows by each index that is handed to it.
-
-    The pool is joblib's own, asked directly: `joblib.Parallel` would not say which units were lost with a worker.
-    """
-    from joblib.externals.loky import get_reusable_executor
-
-    # Python's tracker (up to 3.12) unblocks interrupts once it has started: it must have started before the workers.
-    resource_tracker.ensure_running()
-    pool = get_reusable_executor(max_workers=workers, timeout=60, initializer=_leave_interrupts_to_the_parent)
-    pending: set[Future[Done[R]]] = set()
-    queue = iter(indices)
-    try:
+def _run_apart(
+    units: Sequence[U],
+    work: Callable[[U], R],
+    workers: int,
+    retries: int,
+    time_limit_seconds: float | None,
+    scheduler: str | None,
+) -> Outcomes[U, R]:
+    if not units:
+        return
+    with open_pool(scheduler, workers=min(workers, len(units)), time_limit_seconds=time_limit_seconds) as pool:
+        waiting, deaths = iter(range(len(units))), dict[int, list[Death]]()
+        pending: dict[Future[Done[R] | Death], int] = {}
         while True:
-            # Two units a worker: one that it works on, one that lies ready.
-            for index in islice(queue, 2 * workers - len(pending)):
-                given.add(index)
-                with _interrupts_blocked():
-                    pending.add(pool.submit(_attempt, work, index, units[index]))
+            for index in islice(waiting, max(0, pool.capacity() - len(pending))):
+                pending[pool.submit(work, units[index])] = index
             if not pending:
-                return
-            done, pending = wait(pending, return_when=FIRST_COMPLETED)
-            # What got done comes before what broke, so that it is not taken for lost.
-            for future in sorted(done, key=lambda future: future.exception() is not None):
-                yield future.result()
-    except BaseException:
-        _stop(pool, pending)
-        raise
+                break
+            finished, _ = wait(pending, return_when=FIRST_COMPLETED, timeout=pool.check_seconds)
+            pool.check()
+            for future in finished:
+                index, found = pending.pop(future), future.result()
+                if isinstance(found, Done):
+                    yield _outcome(units[index], found)
+                elif found.kind == "hung":
+                    yield _given_up(units[index], [found], time_limit_seconds)
+                else:
+                    deaths[index] = [found]
+        for index, of_unit in deaths.items():
+            again: Done[R] | Death | None = None
+            for _ in range(retries):
+                again = pool.submit(work, units[index]).result()
+                if isinstance(again, Done):
+                    break
+                of_unit.append(again)
+                if again.kind == "hung":
+                    break
+            if isinstance(again, Done):
+                yield _outcome(units[index], again, num_attempts=len(of_unit) + 1)
+            else:
+                yield _given_up(units[index], of_unit, time_limit_seconds)
 
 
-def _stop(pool: Any, pending: Collection[Future[Any]]) -> None:
-    # The pool's own thread stumbles (with a traceback) over units that it has not yet passed on when it is stopped.
-    deadline = time.monotonic() + 1.0
-    while not all(future.running() or future.done() for future in pending) and time.monotonic() < deadline:
-        time.sleep(0.01)
-    pool.shutdown(wait=True, kill_workers=True)
+def _outcome(unit: U, done: Done[R], *, num_attempts: int = 1) -> Outcome[U, R]:
+    if isinstance(done.error, CannotWrite):
+        raise done.error
+    return Outcome(unit=unit, result=done.result, error=done.error, seconds=done.seconds, num_attempts=num_attempts)
 
 
-def _leave_interrupts_to_the_parent() -> None:
-    """A terminal sends Ctrl-C to all processes; workers are ended by the one that started them."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-
-
-@contextmanager
-def _interrupts_blocked() -> Iterator[None]:
-    """Interrupts wait until the block ends.
-
-    Processes that are started inside inherit that, until they leave interrupts to their parent for good.
-    """
-    held: list[int] = []
-    handler = signal.getsignal(signal.SIGINT)
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    # The mask is this thread's own. Another one (NumPy has some) takes the signal meanwhile, and Python interrupts the
-    # main thread all the same: so it is told to wait, too.
-    is_held = threading.current_thread() is threading.main_thread() and handler is not None
-    if is_held:
-        signal.signal(signal.SIGINT, lambda number, _: held.append(number))
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-        if is_held:
-            signal.signal(signal.SIGINT, handler)
-        if held:
-            signal.raise_signal(signal.SIGINT)
-
-
-def _attempt(work: Callable[[U], R], index: int, unit: U) -> Done[R]:
-    try:
-        return index, work(unit), None
-    except Exception as error:
-        error.add_note(traceback.format_exc())
-        return index, None, _portable(error)
-
-
-def _portable(error: Exception) -> Exception:
-    """The error itself where it survives the way between processes, else its text."""
-    try:
-        pickle.loads(pickle.dumps(error))  # noqa: S301 - made one expression before
-    except Exception:
-        return RuntimeError(f"{type(error).__name__}: {error}")
-    return error
-
-
-def _outcome(unit: U, result: R | None, error: Exception | None) -> Outcome[U, R]:
-    if isinstance(error, CannotWrite):
-        raise error
-    return Outcome(unit=unit, result=result, error=error)
+def _given_up(unit: U, deaths: Sequence[Death], time_limit_seconds: float | None) -> Outcome[U, R]:
+    last = deaths[-1]
+    if last.kind == "hung":
+        text = f"took longer than the time limit of {time_limit_seconds:g} s; its worker process was ended"
+    else:
+        cause = {
+            "crashed": "a crash inside the decoder, or too little memory",
+            "out_of_memory": "killed from outside, as the system does when memory runs out",
+        }[last.kind]
+        text = f"its worker process died {len(deaths)} times ({last.reason}): {cause}"
+    error = WorkerDied(text)
+    error.kind, error.num_deaths = last.kind, len(deaths)
+    parts = {death.part for death in deaths if death.kind == last.kind}
+    error.part = parts.pop() if len(parts) == 1 else None
+    return Outcome(unit=unit, error=error, seconds=last.seconds, num_attempts=len(deaths))
 
 
 @contextmanager
@@ -252,6 +198,14 @@ def writing(target: Path) -> Iterator[None]:
         raise CannotWrite(sentence) from error
 
 
+def unique_name() -> str:
+    """For something half-written: "4711-9f3a61c2", by the process and by chance.
+
+    A worker that outlived its killed run, or one on another machine, must not write into the file of this one.
+    """
+    return f"{os.getpid()}-{secrets.token_hex(4)}"
+
+
 @contextmanager
 def publish(path: Path) -> Iterator[IO[bytes]]:
     """A file to write that appears at `path` when the block ends, whole and on the disk, or not at all.
@@ -261,8 +215,7 @@ def publish(path: Path) -> Iterator[IO[bytes]]:
     Raises:
         CannotWrite: no space, no permission.
     """
-    # The process in its name: a worker that outlived its killed run must not write into the file of the next run.
-    part = path.with_name(f"{path.name}.{os.getpid()}.part")
+    part = path.with_name(f"{path.name}.{unique_name()}.part")
     with writing(path):
         try:
             with part.open("wb") as stream:
@@ -280,7 +233,7 @@ def sweep(folder: Path, name: str) -> None:
     """Remove what killed runs left half-written of the files whose names match the regular expression `name`."""
     if not folder.is_dir():
         return
-    pattern = re.compile(rf"(?:{name})\.\d+\.part")
+    pattern = re.compile(rf"(?:{name})\.\d+(?:-[0-9a-f]+)?\.part")
     with writing(folder):
         for path in folder.iterdir():
             if pattern.fullmatch(path.name):

@@ -7,24 +7,37 @@ or 1 (the data were wrong).
 
 from collections.abc import Iterable
 from difflib import get_close_matches
+from typing import Literal
 
 __all__ = [
     "ChecksumMismatch",
     "CorruptShard",
     "CorruptVideo",
+    "EmptyVideo",
+    "FaultKind",
     "MissingPackage",
     "MissingVideo",
     "UnknownDataset",
     "UnknownName",
     "UsageError",
     "VidprepError",
+    "WrongLength",
+    "kind_of",
     "quote",
     "suggest",
 ]
 
 
+FaultKind = Literal[
+    "missing", "empty", "damaged", "wrong_length", "unreadable", "crashed", "out_of_memory", "hung", "other"
+]
+"""Why a sample could not be made, in one word: what ledgers count and `--retry` names."""
+
+
 class VidprepError(Exception):
     """Base of all errors that vidprep raises on purpose."""
+
+    kind: FaultKind = "other"
 
 
 class UsageError(VidprepError):
@@ -46,9 +59,25 @@ class MissingPackage(UsageError):
 class MissingVideo(VidprepError):
     """A split lists a video that has no file."""
 
+    kind = "missing"
+
 
 class CorruptVideo(VidprepError):
     """A file that is there but does not decode, wholly or in part."""
+
+    kind: FaultKind = "damaged"
+
+
+class EmptyVideo(CorruptVideo):
+    """A file of no bytes."""
+
+    kind = "empty"
+
+
+class WrongLength(CorruptVideo):
+    """A video that is shorter than its header, its list or its annotation says."""
+
+    kind = "wrong_length"
 
 
 class CorruptShard(VidprepError):
@@ -63,6 +92,15 @@ def quote(value: object) -> str:
     """A value from a file, as an error sentence shows it: in quotes, and no more than its first 80 characters."""
     text = repr(value)
     return text if len(text) <= 84 else f"{text[:80]}..."
+
+
+def kind_of(error: BaseException) -> FaultKind:
+    """Why a sample could not be made, in one word."""
+    if isinstance(error, VidprepError):
+        return error.kind
+    if isinstance(error, MemoryError):
+        return "out_of_memory"
+    return "unreadable" if isinstance(error, OSError) else "other"
 
 
 def suggest(name: str, known: Iterable[str]) -> str:

@@ -5,43 +5,58 @@ Data sets that are delivered as folders of frames go the same way: their files a
 OUT/{video_id}/image_00001.jpg ...     the frames of one video; the folder appears when all are there
 OUT.parquet                            one row a video: number of frames, their times, what the video is
 OUT.faults.csv                         the videos without frames, and why
-OUT.journal                            what is done already: a restart does the rest
+OUT.journal                            the ledger, what was done and what failed: a restart does the rest
 """
 
 import csv
-import hashlib
-import io
 import json
 import math
 import os
+import re
 import shutil
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import asdict, dataclass, fields, replace
 from fractions import Fraction
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from types import TracebackType
+from typing import IO, TYPE_CHECKING, Any, Literal, Self, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
-from vidprep.engine import CannotWrite, differences, lock, publish, run, source_state, writing
-from vidprep.errors import CorruptVideo, UsageError, VidprepError
+from vidprep.engine import (
+    CannotWrite,
+    Outcomes,
+    WorkerDied,
+    differences,
+    publish,
+    run,
+    source_state,
+    unique_name,
+    writing,
+)
+from vidprep.errors import CorruptVideo, FaultKind, MissingVideo, UsageError, VidprepError, WrongLength, kind_of
+from vidprep.ffmpeg import FfmpegOptions, extract_with_ffmpeg, require_ffmpeg
 from vidprep.index import Fault, faults_to_csv, sample_id
+from vidprep.ledger import check_retry, ends_in_newline, now, samples_line
+from vidprep.sampling import sample_clips
 from vidprep.splits import Split
+from vidprep.tasks import ArrayTask, Held, hold
 from vidprep.types import FrameAnnotation, FrameFormat, Video
+from vidprep.workers import begin_part
 
 if TYPE_CHECKING:
     from vidprep.decode.pyav import PyavReader
+    from vidprep.encode import JpegEncoder
 
 __all__ = [
     "DeliveredFrames",
     "ExtractReport",
     "FrameFacts",
     "FrameIndex",
-    "encode_jpeg",
-    "encode_png",
     "extract",
     "folder_name",
     "frame_size",
@@ -65,7 +80,8 @@ class FrameFacts:
     """Below the folder of extracted frames."""
     num_frames: int
     fps: float
-    """Frames per second that were asked for, or the video's own rate; NaN for a single frame."""
+    """Frames per second: as asked for, or the video's own, or `num_frames` over the seconds that they are spread over;
+    NaN for a video of a single frame, and for key frames."""
     width: int
     height: int
     pts_seconds: tuple[float, ...]
@@ -98,6 +114,10 @@ class ExtractReport:
     num_new: int
     """Videos that this run extracted; the others were there."""
     faults: tuple[Fault, ...]
+    num_missing: int = 0
+    """Videos that other tasks have still to look at."""
+    is_finished: bool = True
+    """The index of all frames is written; False while other tasks are at work: then this tells of one part."""
 
 
 # Which frames
@@ -212,6 +232,27 @@ def frame_size(width: int, height: int, short_side: int | None, *, to_height: in
     return (longer, short_side) if width >= height else (short_side, longer)
 
 
+def _target_size(width: int, height: int, settings: FrameFormat) -> tuple[int, int]:
+    if settings.width is not None and settings.height is not None:
+        return settings.width, settings.height
+    return frame_size(width, height, settings.short_side, to_height=settings.height)
+
+
+def _spread(indices: NDArray[np.int64], num_frames: int) -> NDArray[np.int64]:
+    """The middle one of each of `num_frames` equal parts; frames repeat where there are fewer."""
+    spread: NDArray[np.int64] = indices[sample_clips(len(indices), num_segments=num_frames, num_clips=1)[0]]
+    return spread
+
+
+def _rate_of(settings: FrameFormat, *, own: float, duration: float) -> float:
+    """Frames per second of what is extracted; NaN for key frames, which keep no rate."""
+    if settings.keyframes_only:
+        return math.nan
+    if settings.num_frames is not None:
+        return settings.num_frames / duration if duration > 0 else math.nan
+    return float(settings.fps) if settings.fps is not None else own
+
+
 # From one video to JPEG images
 
 
@@ -252,15 +293,22 @@ def frames_of(reader: "PyavReader", video: Video, settings: FrameFormat) -> tupl
     end = float(pts[-1]) + 1 / float(nominal)
     inside = _inside(pts - pts[0], end - float(pts[0]), video)
     last = end if video.end_seconds is None else min(end, float(pts[0]) + video.end_seconds)
-    chosen = inside[0] + select_frames(
-        pts[inside], fps=settings.fps, rate_mode=settings.rate_mode, frame_rate=float(nominal), end_seconds=last
-    )
-    width, height = frame_size(reader.width, reader.height, settings.short_side, to_height=settings.height)
+    if settings.num_frames is not None:
+        chosen = _spread(inside, settings.num_frames)
+    elif settings.keyframes_only:
+        chosen = np.intersect1d(inside, reader.keyframe_indices)
+        if not len(chosen):
+            raise VidprepError(f"none of the {len(inside)} frames is a key frame; choose frames by fps or by number")
+    else:
+        chosen = inside[0] + select_frames(
+            pts[inside], fps=settings.fps, rate_mode=settings.rate_mode, frame_rate=float(nominal), end_seconds=last
+        )
+    width, height = _target_size(reader.width, reader.height, settings)
     source_fps = (len(pts) - 1) / float(pts[-1] - pts[0]) if len(pts) > 1 and pts[-1] > pts[0] else math.nan
     facts = FrameFacts(
         folder=folder_name(video),
         num_frames=len(chosen),
-        fps=settings.fps if settings.fps is not None else source_fps,
+        fps=_rate_of(settings, own=source_fps, duration=last - float(pts[inside[0]])),
         width=width,
         height=height,
         pts_seconds=tuple(float(stored[index]) for index in chosen),
@@ -270,16 +318,33 @@ def frames_of(reader: "PyavReader", video: Video, settings: FrameFormat) -> tupl
         source_height=reader.height,
         source_duration_seconds=end - float(pts[0]),
     )
-    encode = _encoder(settings)
+    return facts, _encode(reader, chosen, settings, width=width, height=height)
 
-    def images() -> Iterator[bytes]:
-        # Repeated frames are encoded once.
-        distinct, counts = np.unique(chosen, return_counts=True)
-        for picture, count in zip(reader.iterate_frames(distinct), counts, strict=True):
-            image = encode(picture, width=width, height=height)
-            yield from [image] * int(count)
 
-    return facts, images()
+def _encode(
+    reader: "PyavReader", chosen: NDArray[np.int64], settings: FrameFormat, *, width: int, height: int
+) -> Iterator[bytes]:
+    """An image for each of the ascending indices; repeated frames are encoded once."""
+    from vidprep.encode import encode_png
+
+    distinct, counts = np.unique(chosen, return_counts=True)
+    if _is_png(settings):
+        for picture, count in zip(reader.iterate_frames(distinct), counts.tolist(), strict=True):
+            yield from [encode_png(picture, width=width, height=height)] * count
+        return
+    encoder = _jpeg_encoder(settings, width=width, height=height)
+    for frame, count in zip(reader.iterate_stored(distinct), counts.tolist(), strict=True):
+        yield from [encoder.encode(frame, reader.orientation_of(frame))] * count
+
+
+def _is_png(settings: FrameFormat) -> bool:
+    return settings.template.endswith(".png")
+
+
+def _jpeg_encoder(settings: FrameFormat, *, width: int, height: int) -> "JpegEncoder":
+    from vidprep.encode import JpegEncoder
+
+    return JpegEncoder(width=width, height=height, quality=settings.jpeg_quality, subsampling=settings.subsampling)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -314,6 +379,7 @@ def read_delivered(
         VidprepError: the segment lies outside the video.
     """
     from vidprep.decode.jpeg import find_frames
+    from vidprep.encode import encode_png
 
     if folder.is_dir() and next(folder.iterdir(), None) is None:
         raise CorruptVideo(f"{folder}: is an empty folder; fetch the frames again.")
@@ -326,19 +392,25 @@ def read_delivered(
         raise UsageError(
             f"{folder}: frames by seconds need a frame rate, which the data set does not state; take all frames."
         )
+    if settings.keyframes_only:
+        raise UsageError(f"{folder}: frames that are delivered as images have no key frames; choose them by number.")
     times = np.arange(len(paths)) / (delivered.fps or math.nan)
     chosen = np.arange(len(paths), dtype=np.int64)
     if is_part:
-        inside = _inside(times, len(paths) / (delivered.fps or math.nan), video)
-        chosen = inside[0] + select_frames(
-            times[inside], fps=settings.fps, rate_mode=settings.rate_mode, frame_rate=delivered.fps
+        chosen = _inside(times, len(paths) / (delivered.fps or math.nan), video)
+    if settings.fps is not None:
+        chosen = chosen[0] + select_frames(
+            times[chosen], fps=settings.fps, rate_mode=settings.rate_mode, frame_rate=delivered.fps
         )
+    duration = len(chosen) / (delivered.fps or math.nan)
+    if settings.num_frames is not None:
+        chosen = _spread(chosen, settings.num_frames)
     source_width, source_height = _jpeg_size(_read_image(paths[0]), name=str(paths[0]))
-    width, height = frame_size(source_width, source_height, settings.short_side, to_height=settings.height)
+    width, height = _target_size(source_width, source_height, settings)
     facts = FrameFacts(
         folder=folder_name(video),
         num_frames=len(chosen),
-        fps=settings.fps or delivered.fps or math.nan,
+        fps=_rate_of(settings, own=delivered.fps or math.nan, duration=duration),
         width=width,
         height=height,
         pts_seconds=tuple(float(times[index]) for index in chosen),
@@ -348,7 +420,8 @@ def read_delivered(
         source_height=source_height,
         source_duration_seconds=len(paths) / (delivered.fps or math.nan),
     )
-    encode = _encoder(settings)
+    is_png = _is_png(settings)
+    encoder = _jpeg_encoder(settings, width=width, height=height)
 
     def images() -> Iterator[bytes]:
         for index in chosen:
@@ -360,10 +433,13 @@ def read_delivered(
                     f"{path}: is {size[0]}x{size[1]} pixels, the first frame {source_width}x{source_height}; "
                     "fetch the frames again."
                 )
-            is_kept = size == (width, height) and encode is not encode_png
+            is_kept = size == (width, height) and not is_png
             if is_decoded or not is_kept:
                 picture = _decode_jpeg(image, name=str(path))
-            yield image if is_kept else encode(picture, width=width, height=height)
+            if is_kept:
+                yield image
+            else:
+                yield encode_png(picture, width=width, height=height) if is_png else encoder.encode_rgb(picture)
 
     return DeliveredFrames(facts=facts, indices=chosen, images=images())
 
@@ -435,65 +511,11 @@ def _inside(times: NDArray[np.float64], duration: float, video: Video) -> NDArra
     end = math.inf if video.end_seconds is None else video.end_seconds
     inside = np.flatnonzero((times >= start - 1e-6) & (times < end - 1e-6))
     if len(inside) == 0:
-        raise VidprepError(
+        raise WrongLength(
             f"the segment {start:g} to {end:g} s lies outside the video or between two frames "
             f"({len(times)} frames in {duration:.3f} s)"
         )
     return inside.astype(np.int64)
-
-
-def encode_jpeg(picture: NDArray[np.uint8], *, width: int, height: int, quality: int) -> bytes:
-    """A picture (h, w, c) in RGB as a JPEG image (4:2:0, full range) of another size or of its own.
-
-    Scaling (bicubic, by FFmpeg's swscale) ends in the planes that JPEG stores, which the coder takes as they are:
-    half the time of a way through RGB. A picture of the right size goes straight to the coder.
-    """
-    import av
-    import simplejpeg
-    from av.video.reformatter import ColorRange, Colorspace, Interpolation
-
-    picture = np.ascontiguousarray(picture)
-    if picture.shape[:2] != (height, width):
-        frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
-        size = {"width": width, "height": height, "interpolation": Interpolation.BICUBIC}
-        if width % 2 == 0 and height % 2 == 0:
-            scaled = frame.reformat(
-                **size, format="yuv420p", dst_colorspace=Colorspace.ITU601, dst_color_range=ColorRange.JPEG
-            )
-            from_planes: bytes = simplejpeg.encode_jpeg_yuv_planes(*map(_plane, scaled.planes), quality=quality)
-            return from_planes
-        # Of planes with an odd side simplejpeg 1.9 reads a row or column too many, whatever lies in memory there.
-        picture = np.ascontiguousarray(frame.reformat(**size, format="rgb24").to_ndarray())
-    from_rgb: bytes = simplejpeg.encode_jpeg(picture, quality=quality, colorspace="RGB", colorsubsampling="420")
-    return from_rgb
-
-
-def encode_png(picture: NDArray[np.uint8], *, width: int, height: int) -> bytes:
-    """A picture (h, w, c) in RGB as a PNG image of another size (bicubic) or of its own."""
-    import av
-    from av.video.reformatter import Interpolation
-    from PIL import Image
-
-    picture = np.ascontiguousarray(picture)
-    if picture.shape[:2] != (height, width):
-        frame = av.VideoFrame.from_ndarray(picture, format="rgb24")
-        scaled = frame.reformat(width=width, height=height, format="rgb24", interpolation=Interpolation.BICUBIC)
-        picture = np.ascontiguousarray(scaled.to_ndarray())
-    stream = io.BytesIO()
-    Image.fromarray(picture).save(stream, "PNG")
-    return stream.getvalue()
-
-
-def _encoder(settings: FrameFormat) -> Callable[..., bytes]:
-    if settings.template.endswith(".png"):
-        return encode_png
-    return partial(encode_jpeg, quality=settings.jpeg_quality)
-
-
-def _plane(plane: Any) -> NDArray[np.uint8]:
-    """(h, w), without the padding at the ends of rows."""
-    rows = np.frombuffer(memoryview(plane), dtype=np.uint8).reshape(-1, plane.line_size)
-    return np.ascontiguousarray(rows[: plane.height, : plane.width])
 
 
 def folder_name(video: Video) -> str:
@@ -519,7 +541,12 @@ def extract(
     out: Path,
     settings: FrameFormat,
     delivered: FrameFormat | None = None,
+    ffmpeg: FfmpegOptions | None = None,
     workers: int = 1,
+    retry: Sequence[str] = (),
+    time_limit_seconds: float | None = None,
+    scheduler: str | None = None,
+    task: ArrayTask | None = None,
     progress: str | None = None,
 ) -> ExtractReport:
     """Extract the frames of every video of a split; what is there already is left alone.
@@ -530,7 +557,13 @@ def extract(
         out: the folder of this split's frames; the index and the journal lie beside it.
         settings: which frames, size, quality, names.
         delivered: how a data set that is delivered as folders of frames calls them; None: `paths` are video files.
+        ffmpeg: the program `ffmpeg` does the work, with these options; None: PyAV does.
         workers: processes.
+        retry: kinds of faults (`ledger.check_retry`) whose videos are tried again though their files are the same.
+        time_limit_seconds: for a video; one that takes longer becomes a fault. None: as long as it takes.
+        scheduler: address of a Dask scheduler whose workers do the work, instead of processes here.
+        task: only this part of the videos; other tasks, here or elsewhere, do theirs in the same folder. The one that
+            finds all of them done and nobody else at work writes the index.
         progress: shown while it runs; None shows nothing.
 
     Raises:
@@ -547,29 +580,72 @@ def extract(
         "split": split.split,
         **asdict(settings),
         **({} if delivered is None else {"delivered": asdict(delivered)}),
+        **({} if ffmpeg is None else {"ffmpeg": asdict(ffmpeg)}),
     }
+    if ffmpeg is not None:
+        if delivered is not None:
+            raise UsageError(f"{split.dataset} is delivered as folders of frames; leave the ffmpeg program out.")
+        require_ffmpeg()
     if out.exists() and not out.is_dir():
         raise UsageError(f"{out}: is a file; give --out the name of a folder.")
     with writing(out):
         out.mkdir(parents=True, exist_ok=True)
     journal = _beside(out, ".journal")
+    kinds = check_retry(retry)
     if not journal.exists():
         _begin_journal(journal, plan, out)
-    with lock(journal, purpose="vidprep extract"):
-        done, old_faults = _read_journal(journal, plan)
-        _sweep_folders(out)
+    lock_file = _beside(out, ".lock")
+    with writing(lock_file):
+        lock_file.touch()
+    whole = range(len(split.videos))
+    mine = whole if task is None else task.part_of(len(split.videos))
+    own_journal = journal if task is None else _beside(out, f".{task.number}-of-{task.count}.journal")
+    half = out / (HALF_FILLED if task is None else f"{HALF_FILLED}-{task.number}-of-{task.count}")
+    purpose = "vidprep extract" if task is None else f"vidprep extract --task {task}"
+    # A task that is just writing the index holds all videos, for a moment.
+    with hold(lock_file, mine, purpose=purpose, patience_seconds=0.0 if task is None else FINISH_PATIENCE_SECONDS):
+        known = _scan_journal(journal, plan)
+        if task is None:
+            if _absorb_tasks(split, journal, out):
+                known = _scan_journal(journal, plan)
+            _sweep_folders(out)
+        else:
+            _sweep_folder(half)
+            if not own_journal.exists():
+                with publish(own_journal) as stream:
+                    stream.write((json.dumps(plan) + "\n").encode())
+            known |= _scan_journal(own_journal, plan)
+        videos = split.videos[mine.start : mine.stop]
         todo = [
             (video, paths.get(video.video_id))
-            for video in split.videos
-            if not _is_done(video, done, old_faults, paths.get(video.video_id), out)
+            for video in videos
+            if not _is_done(video, known.get(folder_name(video)), paths.get(video.video_id), out, kinds)
         ]
+        samples = samples_line([(folder_name(video), sample_id(video)) for video in videos])
         try:
-            work = partial(_extract_group, out=out, settings=settings, delivered=delivered)
-            num_new = _extract_all(_by_file(todo), journal, work, workers=workers, progress=progress)
+            work = partial(_extract_group, out=out, half=half, settings=settings, delivered=delivered, ffmpeg=ffmpeg)
+            engine = partial(
+                run, work=work, workers=workers, time_limit_seconds=time_limit_seconds, scheduler=scheduler
+            )
+            num_new = _extract_all(_by_file(todo), own_journal, samples, known, engine, progress=progress)
         except BaseException:
-            _sweep_folders(out)  # what workers were filling when they were ended
+            _sweep_folder(half)  # what workers were filling when they were ended
             raise
-        return _finish(split, out=out, journal=journal, plan=plan, num_new=num_new)
+        _sweep_folder(half)
+        if task is None:
+            return _finish(split, out=out, journal=journal, plan=plan, num_new=num_new)
+        report = _report_part(videos, [own_journal, journal], out=out, plan=plan, num_new=num_new)
+    try:
+        with hold(lock_file, whole, purpose=purpose):
+            _absorb_tasks(split, journal, out)
+            known = _scan_journal(journal, plan)
+            num_missing = sum(folder_name(video) not in known for video in split.videos)
+            if not num_missing:
+                _sweep_folders(out)
+                return _finish(split, out=out, journal=journal, plan=plan, num_new=num_new)
+    except Held:
+        num_missing = 0  # whoever is still at work looks for what is missing when it is done
+    return replace(report, num_missing=num_missing, is_finished=False)
 
 
 def read_frame_index(out: Path) -> FrameIndex:
@@ -631,58 +707,121 @@ def _begin_journal(journal: Path, plan: Mapping[str, Any], out: Path) -> None:
         stream.write((json.dumps(plan) + "\n").encode())
 
 
-def _read_journal(journal: Path, plan: Mapping[str, Any]) -> tuple[dict[str, FrameFacts], dict[str, dict[str, Any]]]:
-    """What was done (folder -> facts) and what could not be (folder -> entry); later lines replace earlier ones."""
-    lines = journal.read_text(encoding="utf-8", errors="replace").splitlines()
-    try:
-        before = json.loads(lines[0]) if lines else {}
-    except ValueError as error:
-        raise UsageError(
-            f"{journal}: not a journal of `vidprep extract`; move it away or give another --out."
-        ) from error
-    if found := differences(before, plan):
-        raise UsageError(f"{journal.with_suffix('')}: holds frames of other settings ({found}); give another --out.")
-    done: dict[str, FrameFacts] = {}
-    faults: dict[str, dict[str, Any]] = {}
-    for line in lines[1:]:
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Known:
+    """What the journal says of a video, in little: of a hundred thousand the entries themselves fill the memory."""
+
+    place: int
+    """Of its entry in the journal, in bytes."""
+    is_done: bool
+    kind: str
+    source: list[int] | None
+    num_attempts: int
+
+
+def _scan_journal(journal: Path, plan: Mapping[str, Any]) -> dict[str, _Known]:
+    """Folder -> what is known of it; later lines replace earlier ones.
+
+    Raises:
+        UsageError: not a journal, or one of other settings.
+    """
+    known: dict[str, _Known] = {}
+    with journal.open("rb") as lines:
+        first = lines.readline()
         try:
-            entry = json.loads(line)
-        except ValueError:
-            continue  # the line that a killed run was writing; its video is extracted again
-        folder = entry["folder"]
-        done.pop(folder, None)
-        faults.pop(folder, None)
-        if "facts" in entry:
-            done[folder] = FrameFacts(**{**entry["facts"], "pts_seconds": tuple(entry["facts"]["pts_seconds"])})
-        else:
-            faults[folder] = entry
-    return done, faults
+            before = json.loads(first) if first else {}
+        except ValueError as error:
+            raise UsageError(
+                f"{journal}: not a journal of `vidprep extract`; move it away or give another --out."
+            ) from error
+        if found := differences(before, plan):
+            raise UsageError(
+                f"{journal.with_suffix('')}: holds frames of other settings ({found}); give another --out."
+            )
+        place = len(first)
+        for line in lines:
+            if (found_of := _known_of(line, place)) is not None:
+                known[found_of[0]] = found_of[1]
+            place += len(line)
+    return known
 
 
-def _is_done(
-    video: Video,
-    done: Mapping[str, FrameFacts],
-    faults: Mapping[str, Mapping[str, Any]],
-    path: Path | None,
-    out: Path,
-) -> bool:
-    folder = folder_name(video)
-    if folder in done:
-        return (out / folder).is_dir()
+def _known_of(line: bytes, place: int) -> tuple[str, _Known] | None:
+    """A folder and what a line of the journal says of it; None for other lines, and for one that was not written out.
+
+    The facts, the times of hundreds of frames, are not parsed: of a hundred thousand videos that takes minutes.
+    """
+    head, facts, _ = line.partition(b', "facts": ')
+    if not line.endswith(b"}\n"):
+        return None
+    try:
+        entry = json.loads(head + b"}" if facts else line)
+    except ValueError:
+        return None
+    if "folder" not in entry:
+        return None
+    return entry["folder"], _Known(
+        place=place,
+        is_done=bool(facts),
+        kind=entry.get("kind", "other"),
+        source=entry.get("source"),
+        num_attempts=entry.get("attempts", 1),
+    )
+
+
+def _is_done(video: Video, known: _Known | None, path: Path | None, out: Path, retry: frozenset[FaultKind]) -> bool:
+    if known is None:
+        return False
+    if known.is_done:
+        return (out / folder_name(video)).is_dir()
     # A fault stands as long as its file is the one that was tried.
-    return folder in faults and faults[folder]["source"] == media_state(path)
+    return known.kind not in retry and known.source == media_state(path)
+
+
+def _absorb_tasks(split: Split, journal: Path, out: Path) -> bool:
+    """Append to the journal what tasks noted in journals of their own, and remove these. No task is at work.
+
+    Returns:
+        Whether there were any.
+    """
+    name = re.compile(rf"{re.escape(out.name)}\.\d+-of-\d+\.journal")
+    found = sorted(path for path in out.parent.iterdir() if name.fullmatch(path.name))
+    if not found:
+        return False
+    samples = samples_line([(folder_name(video), sample_id(video)) for video in split.videos])
+    with writing(journal), journal.open("a+b") as target:
+        if not ends_in_newline(journal):
+            target.write(b"\n")
+        target.write(samples.encode())
+        for path in found:
+            with path.open("rb") as lines:
+                lines.readline()  # its settings, which are the journal's
+                for line in lines:
+                    if b'"samples_sha256"' not in line[:20]:
+                        target.write(line if line.endswith(b"\n") else line + b"\n")
+        target.flush()
+        os.fsync(target.fileno())
+        for path in found:
+            path.unlink()
+    return True
 
 
 def _sweep_folders(out: Path) -> None:
-    """Remove the folders that killed runs left half-filled."""
-    half = out / HALF_FILLED
+    """Remove the folders that killed runs left half-filled. No task is at work."""
+    for half in out.glob(f"{HALF_FILLED}*"):
+        _sweep_folder(half)
+
+
+def _sweep_folder(half: Path) -> None:
     if half.exists():
         with writing(half):
             shutil.rmtree(half)
 
 
 HALF_FILLED = ".part"
-"""Folder below `out` in which folders are filled before they get their place."""
+"""Folder below `out` in which folders are filled before they get their place; each task has its own."""
+FINISH_PATIENCE_SECONDS = 10.0
+"""A task waits so long for another one that writes the index."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -714,70 +853,147 @@ def _by_file(rows: Sequence[tuple[Video, Path | None]]) -> list[_Group]:
 def _extract_all(
     groups: Sequence[_Group],
     journal: Path,
-    work: Callable[[_Group], list[dict[str, Any]]],
+    samples: str,
+    known: Mapping[str, _Known],
+    engine: Callable[..., Outcomes[_Group, list[dict[str, Any]]]],
     *,
-    workers: int,
     progress: str | None,
 ) -> int:
     """Extract the frames of each video and note it in the journal; how many videos got frames."""
     num_new = 0
     with writing(journal), journal.open("a", encoding="utf-8") as lines:
-        if not journal.read_bytes().endswith(b"\n"):
+        if not ends_in_newline(journal):
             lines.write("\n")  # ends the line that a killed run was writing
-        with closing(run(groups, work, workers=workers, progress=progress)) as outcomes:
-            for outcome in outcomes:
-                group = outcome.unit
-                entries = outcome.result or [_fault_entry(video, group.path, outcome.error) for video in group.videos]
-                lines.writelines(json.dumps(entry) + "\n" for entry in entries)
-                lines.flush()
-                num_new += sum("facts" in entry for entry in entries)
+        if groups:
+            lines.write(samples)
+        lines.flush()
+
+        def note(entries: Sequence[dict[str, Any]], *, seconds: float | None = None, num_attempts: int = 1) -> None:
+            for entry in entries:
+                before = known.get(entry["folder"])
+                entry.setdefault("seconds", None if seconds is None else round(seconds, 3))
+                entry["attempts"] = num_attempts + (before.num_attempts if before is not None else 0)
+                entry["when"] = now()
+            # The facts last: see `_known_of`.
+            ordered = (dict(sorted(entry.items(), key=lambda item: item[0] == "facts")) for entry in entries)
+            lines.writelines(json.dumps(entry) + "\n" for entry in ordered)
+            lines.flush()
+
+        missing = MissingVideo("no file found for it")
+        note([_fault_entry(video, None, missing) for group in groups if group.path is None for video in group.videos])
+        waiting = [group for group in groups if group.path is not None]
+        while waiting:
+            lost: list[_Group] = []
+            with closing(engine(waiting, progress=progress)) as outcomes:
+                for outcome in outcomes:
+                    group, error = outcome.unit, outcome.error
+                    failed = group.videos
+                    if isinstance(error, WorkerDied) and len(group.videos) > 1:
+                        # One of the segments ended the process; the others are done again without it, or each alone.
+                        failed = tuple(video for video in group.videos if folder_name(video) == error.part)
+                        rest = [video for video in group.videos if video not in failed]
+                        apart = [tuple(rest)] if failed else [(video,) for video in rest]
+                        lost += [replace(group, videos=videos) for videos in apart]
+                    entries = outcome.result or [_fault_entry(video, group.path, error) for video in failed]
+                    note(entries, seconds=outcome.seconds, num_attempts=outcome.num_attempts)
+                    num_new += sum("facts" in entry for entry in entries)
+            waiting = lost
     return num_new
 
 
 def _extract_group(
-    group: _Group, *, out: Path, settings: FrameFormat, delivered: FrameFormat | None
+    group: _Group,
+    *,
+    out: Path,
+    half: Path,
+    settings: FrameFormat,
+    delivered: FrameFormat | None,
+    ffmpeg: FfmpegOptions | None,
 ) -> list[dict[str, Any]]:
     """The journal's entry of each video; a fault of one does not keep the others from their frames."""
     if group.path is None:
-        raise VidprepError("no file found for it")
+        raise MissingVideo("no file found for it")
+    write = partial(_write_frames, out=out, half=half, settings=settings)
     with ExitStack() as opened:
         reader = None
-        if delivered is None and len(group.videos) > 1:
+        if delivered is None and ffmpeg is None and len(group.videos) > 1:
             from vidprep.decode.pyav import PyavReader
 
             reader = opened.enter_context(PyavReader(group.path, kept_packet_bytes=KEPT_PACKET_BYTES))
-        entries = []
+        entries: list[dict[str, Any]] = []
         for video in group.videos:
+            begin_part(folder_name(video))
+            started = time.perf_counter()
             try:
                 if delivered is not None:
                     frames = read_delivered(group.path, video, settings, delivered=delivered)
-                    facts = _write_frames(frames.facts, frames.images, group.path, video, out=out, settings=settings)
+                    facts = write(frames.facts, frames.images, group.path, video)
+                elif ffmpeg is not None:
+                    with _ffmpeg_frames(group.path, video, settings, ffmpeg, half=half) as (found, images):
+                        facts = write(found, images, group.path, video)
                 elif reader is not None:
-                    facts = _write_frames(
-                        *frames_of(reader, video, settings), group.path, video, out=out, settings=settings
-                    )
+                    facts = write(*frames_of(reader, video, settings), group.path, video)
                 else:
                     with open_frames(group.path, video, settings) as (found, images):
-                        facts = _write_frames(found, images, group.path, video, out=out, settings=settings)
+                        facts = write(found, images, group.path, video)
                 entries.append({"folder": facts.folder, "facts": asdict(facts)})
             except CannotWrite:
                 raise
             except (VidprepError, OSError, ValueError, MemoryError) as error:
                 entries.append(_fault_entry(video, group.path, error))
+            entries[-1]["seconds"] = round(time.perf_counter() - started, 3)
     return entries
 
 
+@contextmanager
+def _ffmpeg_frames(
+    path: Path, video: Video, settings: FrameFormat, options: FfmpegOptions, *, half: Path
+) -> Iterator[tuple[FrameFacts, Iterator[bytes]]]:
+    """As `open_frames`, by the program, which writes into a folder of its own first."""
+    folder = half / f"ffmpeg-{unique_name()}"
+    with writing(folder):
+        folder.mkdir(parents=True)
+    try:
+        made = extract_with_ffmpeg(path, video, settings, options, folder=folder)
+        span = made.pts_seconds[-1] - made.pts_seconds[0]
+        own = (len(made.paths) - 1) / span if span > 0 else math.nan
+        facts = FrameFacts(
+            folder=folder_name(video),
+            num_frames=len(made.paths),
+            fps=math.nan if settings.keyframes_only else settings.fps or own,
+            width=made.width,
+            height=made.height,
+            pts_seconds=made.pts_seconds,
+            source_num_frames=made.source_num_frames,
+            source_fps=made.source_fps,
+            source_width=made.source_width,
+            source_height=made.source_height,
+            source_duration_seconds=made.source_duration_seconds,
+        )
+        yield facts, (image.read_bytes() for image in made.paths)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
 def _write_frames(
-    facts: FrameFacts, images: Iterator[bytes], path: Path, video: Video, *, out: Path, settings: FrameFormat
+    facts: FrameFacts,
+    images: Iterator[bytes],
+    path: Path,
+    video: Video,
+    *,
+    out: Path,
+    half: Path,
+    settings: FrameFormat,
 ) -> FrameFacts:
     folder = out / folder_name(video)
-    half = out / HALF_FILLED / f"{os.getpid()}-{hashlib.sha256(folder.name.encode()).hexdigest()[:16]}"
+    half = half / unique_name()
     before = media_state(path)
     with writing(folder):
         shutil.rmtree(half, ignore_errors=True)
         half.mkdir(parents=True)
-        for number, image in enumerate(images, start=settings.first_index):
-            (half / settings.template.format(number)).write_bytes(image)
+        with _open_folder(half) as descriptor:
+            for number, image in enumerate(images, start=settings.first_index):
+                _write_file(settings.template.format(number), image, descriptor)
         if media_state(path) != before:
             raise CorruptVideo(f"{path}: changed while it was read; run the same command again.")
         if folder.exists():
@@ -787,10 +1003,31 @@ def _write_frames(
     return facts
 
 
+@contextmanager
+def _open_folder(path: Path) -> Iterator[int]:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def _write_file(name: str, content: bytes, folder: int) -> None:
+    """A new file in an open folder: a third of the time of `Path.write_bytes`, for millions of small files."""
+    descriptor = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666, dir_fd=folder)
+    try:
+        rest = memoryview(content)
+        while rest:
+            rest = rest[os.write(descriptor, rest) :]
+    finally:
+        os.close(descriptor)
+
+
 def _fault_entry(video: Video, path: Path | None, error: Exception | None) -> dict[str, Any]:
     text = str(error).removeprefix(f"{path}: ").removeprefix(f"{path}/").rstrip(".")  # the path has its own column
     return {
         "folder": folder_name(video),
+        "kind": "other" if error is None else kind_of(error),
         "reason": text if isinstance(error, VidprepError) else f"{type(error).__name__}: {text}",
         "path": str(path or ""),
         "source": media_state(path),
@@ -799,25 +1036,83 @@ def _fault_entry(video: Video, path: Path | None, error: Exception | None) -> di
 
 def _finish(split: Split, *, out: Path, journal: Path, plan: Mapping[str, Any], num_new: int) -> ExtractReport:
     """Write the index and the list of faults from the journal."""
-    import pandas as pd
-
-    done, entries = _read_journal(journal, plan)
-    _sweep_folders(out)
-    named = [(sample_id(video), folder_name(video)) for video in split.videos]
-    rows = [{"video_id": video_id, **asdict(done[folder])} for video_id, folder in named if folder in done]
-    faults = tuple(
-        Fault(video_id=video_id, reason=entries[folder]["reason"], path=entries[folder]["path"])
-        for video_id, folder in named
-        if folder in entries
-    )
-    with publish(_beside(out, ".parquet")) as stream:
-        pd.DataFrame(rows, columns=["video_id", *(field.name for field in fields(FrameFacts))]).to_parquet(stream)
+    faults: list[Fault] = []
+    num_videos = num_frames = 0
+    with publish(_beside(out, ".parquet")) as stream, _FrameTable(stream) as table:
+        for video, found, entry in _entries(split.videos, [journal], plan=plan):
+            if found.is_done:
+                table.add({"video_id": sample_id(video), **entry["facts"]})
+                num_videos += 1
+                num_frames += entry["facts"]["num_frames"]
+            else:
+                faults.append(_fault(video, found, entry))
     with publish(_beside(out, ".faults.csv")) as stream:
         stream.write(faults_to_csv(faults).encode())
     return ExtractReport(
-        folder=out,
-        num_videos=len(rows),
-        num_frames=sum(row["num_frames"] for row in rows),
-        num_new=num_new,
-        faults=faults,
+        folder=out, num_videos=num_videos, num_frames=num_frames, num_new=num_new, faults=tuple(faults)
     )
+
+
+def _report_part(
+    videos: Sequence[Video], journals: Sequence[Path], *, out: Path, plan: Mapping[str, Any], num_new: int
+) -> ExtractReport:
+    entries = list(_entries(videos, journals, plan=plan))
+    frames = [entry["facts"]["num_frames"] for _, found, entry in entries if found.is_done]
+    faults = tuple(_fault(video, found, entry) for video, found, entry in entries if not found.is_done)
+    return ExtractReport(folder=out, num_videos=len(frames), num_frames=sum(frames), num_new=num_new, faults=faults)
+
+
+def _entries(
+    videos: Sequence[Video], journals: Sequence[Path], *, plan: Mapping[str, Any]
+) -> Iterator[tuple[Video, _Known, dict[str, Any]]]:
+    """What is known of each video, by the first journal that knows it; one entry in memory at a time."""
+    with ExitStack() as opened:
+        sources = [(opened.enter_context(path.open("rb")), _scan_journal(path, plan)) for path in journals]
+        for video in videos:
+            name = folder_name(video)
+            source = next(((lines, known[name]) for lines, known in sources if name in known), None)
+            if source is not None:
+                lines, found = source
+                lines.seek(found.place)
+                yield video, found, json.loads(lines.readline())
+
+
+def _fault(video: Video, known: _Known, entry: Mapping[str, Any]) -> Fault:
+    return Fault(video_id=sample_id(video), reason=entry["reason"], path=entry["path"], kind=known.kind)
+
+
+class _FrameTable:
+    """The index of frames as it is written, in memory for some thousand rows."""
+
+    NUM_ROWS = 4096
+
+    def __init__(self, stream: IO[bytes]) -> None:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        types = {str: pa.string(), int: pa.int64(), float: pa.float64(), tuple[float, ...]: pa.list_(pa.float64())}
+        self._schema = pa.schema(
+            [("video_id", pa.string()), *((field.name, types[cast(type, field.type)]) for field in fields(FrameFacts))]
+        )
+        self._table = pa.Table
+        self._writer = pq.ParquetWriter(stream, self._schema)
+        self._rows: list[dict[str, Any]] = []
+
+    def add(self, row: dict[str, Any]) -> None:
+        self._rows.append(row)
+        if len(self._rows) == self.NUM_ROWS:
+            self._flush()
+
+    def _flush(self) -> None:
+        self._writer.write_table(self._table.from_pylist(self._rows, schema=self._schema))
+        self._rows.clear()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if error is None:
+            self._flush()
+        self._writer.close()

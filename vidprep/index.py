@@ -1,10 +1,13 @@
 """What a folder of shards says about itself: a manifest (JSON) and a table of samples (Parquet) per split.
 
     OUT/val-000000.tar   the shard: members KEY.json and KEY.mp4, or KEY.00001.jpg, KEY.00002.jpg, ...
+    OUT/val-000000.idx   the same shard for DALI's `readers.webdataset(index_paths=...)`
     OUT/val.json         the manifest: data set, classes, settings, SHA-256 of each shard, faults
     OUT/val.parquet      one row a sample: labels, measured facts, and where each of its members lies
+    OUT/val.wids.json    the list of shards for `wids.ShardListDataset`
 
-With the offsets a loader reads any sample by one `seek`; plain WebDataset readers need only the tars.
+With the offsets a loader reads any sample by one `seek`; plain WebDataset readers need only the tars. OUT is a folder,
+or the URL of one in an object store.
 """
 
 import csv
@@ -17,6 +20,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Literal
 
 from vidprep.errors import CorruptShard, UnknownName, UsageError, suggest
+from vidprep.store import Location, Store, open_store
 from vidprep.types import Task, Video
 
 if TYPE_CHECKING:
@@ -28,6 +32,7 @@ __all__ = [
     "Member",
     "SampleRow",
     "ShardFacts",
+    "dali_index",
     "faults_to_csv",
     "list_splits",
     "read_manifest",
@@ -35,6 +40,7 @@ __all__ = [
     "row_from_dict",
     "sample_id",
     "samples_to_frame",
+    "wids_index",
     "write_samples",
 ]
 
@@ -94,6 +100,8 @@ class Fault:
     """Of a segment with a name of its own: that name."""
     reason: str
     path: str = ""
+    kind: str = ""
+    """One of `errors.FaultKind`; "" in manifests of an earlier vidprep."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,32 +130,38 @@ class Manifest:
         return json.dumps(asdict(self), indent=1, ensure_ascii=False) + "\n"
 
 
-def list_splits(folder: Path) -> list[str]:
+def list_splits(folder: Location | Store) -> list[str]:
     """Names of the splits whose manifests lie in `folder`."""
-    return sorted(path.stem for path in folder.glob("*.json") if path.with_suffix(".parquet").exists())
+    names = open_store(folder).sizes()
+    return sorted(
+        name.removesuffix(".json")
+        for name in names
+        if name.endswith(".json") and f"{name.removesuffix('.json')}.parquet" in names
+    )
 
 
-def read_manifest(folder: Path, split: str | None = None) -> Manifest:
+def read_manifest(folder: Location | Store, split: str | None = None) -> Manifest:
     """The manifest of one split of a shard folder; `split` may be left out where there is only one.
 
     Raises:
         UsageError: no such folder, no such split, or several and none named.
         CorruptShard: the manifest cannot be read.
     """
-    if not folder.is_dir():
-        raise UsageError(f"{folder}: no such folder; give the folder that `vidprep shard --out` wrote.")
-    splits = list_splits(folder)
+    store = open_store(folder)
+    if not store.exists():
+        raise UsageError(f"{store}: no such folder; give the folder that `vidprep shard --out` wrote.")
+    splits = list_splits(store)
     if not splits:
-        raise UsageError(f"{folder}: no finished shards here (no SPLIT.json with SPLIT.parquet); run `vidprep shard`.")
+        raise UsageError(f"{store}: no finished shards here (no SPLIT.json with SPLIT.parquet); run `vidprep shard`.")
     if split is None:
         if len(splits) > 1:
-            raise UsageError(f"{folder} holds the splits {', '.join(splits)}; say which with --split.")
+            raise UsageError(f"{store} holds the splits {', '.join(splits)}; say which with --split.")
         split = splits[0]
     if split not in splits:
-        raise UnknownName(f"{folder}: no split {split!r}; {suggest(split, splits)}")
-    path = folder / f"{split}.json"
+        raise UnknownName(f"{store}: no split {split!r}; {suggest(split, splits)}")
+    path = f"{store}/{split}.json"
     try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
+        raw = json.loads(store.read(f"{split}.json").decode("utf-8"))
         if raw.get("format") != "vidprep-shards" or raw.get("version") != FORMAT_VERSION:
             raise CorruptShard(
                 f"{path}: expected a vidprep-shards manifest of version {FORMAT_VERSION}, "
@@ -208,7 +222,7 @@ def write_samples(stream: IO[bytes], shards: Iterable[Sequence[SampleRow]]) -> i
     return num_samples
 
 
-def read_samples(folder: Path, split: str) -> list[SampleRow]:
+def read_samples(folder: Location | Store, split: str) -> list[SampleRow]:
     """The samples of one split, in the split's order.
 
     Raises:
@@ -216,21 +230,49 @@ def read_samples(folder: Path, split: str) -> list[SampleRow]:
     """
     import pandas as pd
 
-    path = folder / f"{split}.parquet"
+    store = open_store(folder)
+    path = f"{store}/{split}.parquet"
     try:
-        table = pd.read_parquet(path)
+        table = pd.read_parquet(io.BytesIO(store.read(f"{split}.parquet")))
         rows: list[dict[Any, Any]] = table.to_dict("records")
         return [row_from_dict(row) for row in rows]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise CorruptShard(f"{path}: not a readable table of samples ({error}); write the shards again.") from error
 
 
+def dali_index(samples: Sequence[SampleRow]) -> str:
+    """Where the members of a shard's samples lie, for DALI's `readers.webdataset(index_paths=...)`.
+
+    A line with the version and the number of samples, then for each sample "name offset size file" of its members.
+
+    Source: `wds2idx.py` of nvidia-dali 2.4, version v1.2 of the format.
+    """
+    lines = [f"v1.2 {len(samples)}"]
+    lines += [
+        " ".join(f"{member.name} {member.offset} {member.size} {row.key}.{member.name}" for member in row.members)
+        for row in samples
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def wids_index(manifest: Manifest) -> str:
+    """The shards of a split, by names beside this list, for `wids.ShardListDataset`.
+
+    Source: `wids_specs.py` of wids 0.1.11, version 1 of the format.
+    """
+    shards = [
+        {"url": shard.name, "nsamples": shard.num_samples, "filesize": shard.num_bytes} for shard in manifest.shards
+    ]
+    content = {"wids_version": 1, "name": f"{manifest.dataset}-{manifest.split}", "shardlist": shards}
+    return json.dumps(content, indent=1, ensure_ascii=False) + "\n"
+
+
 def faults_to_csv(faults: Sequence[Fault]) -> str:
-    """The faults as a table to open in any program: video_id,reason,path."""
+    """The faults as a table to open in any program: video_id,reason,path,kind."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["video_id", "reason", "path"])
-    writer.writerows((fault.video_id, fault.reason, fault.path) for fault in faults)
+    writer.writerow(["video_id", "reason", "path", "kind"])
+    writer.writerows((fault.video_id, fault.reason, fault.path, fault.kind) for fault in faults)
     return text.getvalue()
 
 

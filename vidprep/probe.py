@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vidprep.decode.pyav import PyavReader, demux, describe, open_container, reason_of
-from vidprep.errors import CorruptVideo
+from vidprep.errors import CorruptVideo, WrongLength
 
 __all__ = ["VideoFacts", "check", "probe"]
 
@@ -106,12 +106,12 @@ def check(source: str | Path | bytes) -> VideoFacts:
         promised = stream.frames - num_hidden
         # Interlaced AVI files count fields: two of them are one frame.
         if num_frames < promised and not (num_interlaced and 2 * num_frames >= promised):
-            raise CorruptVideo(
+            raise WrongLength(
                 f"{name}: its header promises {promised} frames, {num_frames} decode; it is damaged or cut short."
             )
     facts = probe(source)
     if facts.num_frames != num_frames:
-        raise CorruptVideo(f"{name}: its packets promise {facts.num_frames} frames, {num_frames} decode.")
+        raise WrongLength(f"{name}: its packets promise {facts.num_frames} frames, {num_frames} decode.")
     return facts
 
 

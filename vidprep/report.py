@@ -10,6 +10,7 @@ import numpy as np
 from vidprep.engine import publish
 from vidprep.errors import CorruptShard, CorruptVideo, UsageError
 from vidprep.index import Manifest, SampleRow, read_manifest, read_samples, sample_id
+from vidprep.store import Location, Store, open_store
 
 if TYPE_CHECKING:
     from PIL import Image, ImageFont
@@ -27,12 +28,12 @@ PAPER, INK, FAINT, EDGE = (255, 255, 255), (24, 24, 27), (113, 113, 122), (212, 
 
 
 def contact_sheet(
-    folder: Path, split: str | None, png: Path, *, num_samples: int = 8, num_frames: int = NUM_FRAMES, seed: int = 0
+    folder: Location, split: str | None, png: Path, *, num_samples: int = 8, num_frames: int = NUM_FRAMES, seed: int = 0
 ) -> list[SampleRow]:
     """Draw random samples of a split, a row each: its classes, name and facts above frames of equal distance.
 
     Args:
-        folder: what `vidprep shard --out` wrote.
+        folder: what `vidprep shard --out` wrote, or its URL.
         split: may be left out where the folder holds only one.
         png: the picture to write.
         num_samples: rows, at most; fewer where the split has fewer samples.
@@ -49,14 +50,15 @@ def contact_sheet(
     """
     if num_samples < 1 or num_frames < 1:
         raise UsageError(f"a sheet needs at least 1 sample and 1 frame, got {num_samples} and {num_frames}.")
-    manifest = read_manifest(folder, split)
-    samples = read_samples(folder, manifest.split)
+    store = open_store(folder)
+    manifest = read_manifest(store, split)
+    samples = read_samples(store, manifest.split)
     if not samples:
-        raise UsageError(f"{folder}: the split {manifest.split} has no samples to look at; see its faults.")
+        raise UsageError(f"{store}: the split {manifest.split} has no samples to look at; see its faults.")
     rng = np.random.default_rng(seed)
     chosen = sorted(rng.choice(len(samples), size=min(num_samples, len(samples)), replace=False))
     rows = [samples[index] for index in chosen]
-    strips = [[_thumbnail(frame) for frame in _frames(folder, manifest, row, num_frames)] for row in rows]
+    strips = [[_thumbnail(frame) for frame in _frames(store, manifest, row, num_frames)] for row in rows]
     sheet = _draw(manifest, rows, strips)
     encoded = io.BytesIO()
     sheet.save(encoded, format="PNG", optimize=True)
@@ -65,16 +67,16 @@ def contact_sheet(
     return rows
 
 
-def _frames(folder: Path, manifest: Manifest, row: SampleRow, num_frames: int) -> "list[Image.Image]":
+def _frames(store: Store, manifest: Manifest, row: SampleRow, num_frames: int) -> "list[Image.Image]":
     """Frames at the middles of `num_frames` equal parts of a sample."""
     from PIL import Image
 
     from vidprep.decode.pyav import PyavReader
 
     media = [member for member in row.members if member.name != "json"]
-    place = f"{folder / row.shard}: sample {row.key}"
+    place = f"{store}/{row.shard}: sample {row.key}"
     try:
-        with (folder / row.shard).open("rb") as stream:
+        with store.open(row.shard) as stream:
 
             def read(index: int) -> bytes:
                 stream.seek(media[index].offset)
@@ -91,7 +93,7 @@ def _frames(folder: Path, manifest: Manifest, row: SampleRow, num_frames: int) -
                 batch = reader.get_frames_at(_middles(first, max(last, first + 1), num_frames))
                 return [Image.fromarray(picture) for picture in batch.data.transpose(0, 2, 3, 1)]
     except (CorruptVideo, OSError, ValueError, IndexError, Image.DecompressionBombError) as error:
-        raise CorruptShard(f"{place} does not decode ({error}); run `vidprep verify {folder}`.") from error
+        raise CorruptShard(f"{place} does not decode ({error}); run `vidprep verify {store}`.") from error
 
 
 def _middles(first: int, end: int, count: int) -> list[int]:

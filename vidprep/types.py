@@ -4,13 +4,26 @@ import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
-from typing import Literal
+from typing import Literal, get_args
 
-__all__ = ["Access", "Box", "DatasetInfo", "FrameAnnotation", "FrameFormat", "Media", "RemoteFile", "Task", "Video"]
+__all__ = [
+    "Access",
+    "Box",
+    "DatasetInfo",
+    "FrameAnnotation",
+    "FrameFormat",
+    "Media",
+    "RemoteFile",
+    "Subsampling",
+    "Task",
+    "Video",
+]
 
 Task = Literal["single_label", "multi_label", "verb_noun", "detection"]
 Media = Literal["video", "frames"]
 """A file a video, or a folder of images a video."""
+Subsampling = Literal["420", "422", "444"]
+"""Of colour against brightness in JPEG: half as wide and high, half as wide, the same."""
 Access = Literal["open", "form", "youtube", "generated", "own"]
 """How the videos are got: plain download, after a form or by e-mail, from YouTube, made by us, the user has them."""
 
@@ -122,14 +135,21 @@ class FrameFormat:
     """How frames are extracted: which ones, at what size, under which names."""
 
     fps: float | None = None
-    """Frames per second to extract; None keeps every frame of the video."""
+    """Frames per second to extract; None keeps every frame of the video, if nothing else says which."""
     rate_mode: Literal["filter", "output"] = "filter"
     """Which meaning of "5 fps": ffmpeg's `-vf fps=5` ("filter", 50 frames of 10 s) or its `-r 5` ("output", 52)."""
+    num_frames: int | None = None
+    """So many frames a video (or segment), the middle one of each of as many equal parts; None: not by number."""
+    keyframes_only: bool = False
+    """Only the frames that are stored whole, which are the cheapest to decode."""
     short_side: int | None = None
     """Length of the shorter side in pixels; None keeps the size."""
     height: int | None = None
     """Height in pixels, the width in proportion (ffmpeg `scale=-1:HEIGHT`: upright videos become narrow); or None."""
+    width: int | None = None
+    """Width in pixels, with `height`: exactly this size, whatever the proportions; or None."""
     jpeg_quality: int = 90
+    subsampling: Subsampling = "420"
     template: str = "image_{:05d}.jpg"
     """Names of the frames; one that ends in .png stores PNG images."""
     first_index: int = 1
@@ -137,10 +157,21 @@ class FrameFormat:
     def __post_init__(self) -> None:
         if self.fps is not None and not 0 < self.fps < math.inf:
             raise ValueError(f"fps must be positive and finite, or None, got {self.fps}")
+        if self.num_frames is not None and self.num_frames < 1:
+            raise ValueError(f"num_frames must be at least 1 or None, got {self.num_frames}")
+        if (self.fps is not None) + (self.num_frames is not None) + self.keyframes_only > 1:
+            raise ValueError(
+                f"frames are chosen by fps, by num_frames or as key frames, got fps {self.fps}, "
+                f"num_frames {self.num_frames}, keyframes_only {self.keyframes_only}"
+            )
         if self.short_side is not None and self.short_side < 1:
             raise ValueError(f"short_side must be at least 1 pixel or None, got {self.short_side}")
         if self.height is not None and (self.height < 1 or self.short_side is not None):
             raise ValueError(f"height is 1 pixel or more and goes without short_side, got {self.height}")
+        if self.width is not None and (self.width < 1 or self.height is None):
+            raise ValueError(f"width is 1 pixel or more and goes with height, got {self.width}")
+        if self.subsampling not in get_args(Subsampling):
+            raise ValueError(f"subsampling is one of {', '.join(get_args(Subsampling))}, got {self.subsampling!r}")
         if not 1 <= self.jpeg_quality <= 100:
             raise ValueError(f"jpeg_quality lies between 1 and 100, got {self.jpeg_quality}")
         if self.first_index < 0:

@@ -12,19 +12,31 @@ import io
 import json
 import math
 import os
+import re
 import tarfile
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import IO, Literal, cast
 
 from vidprep.engine import publish, run, writing
 from vidprep.errors import CorruptShard, CorruptVideo, MissingVideo, UsageError, VidprepError
 from vidprep.extract import FrameFacts, match_annotations, read_delivered
-from vidprep.index import Fault, SampleRow, ShardFacts, list_splits, read_manifest, read_samples, sample_id
+from vidprep.index import (
+    Fault,
+    SampleRow,
+    ShardFacts,
+    dali_index,
+    list_splits,
+    read_manifest,
+    read_samples,
+    sample_id,
+    wids_index,
+)
 from vidprep.splits import Split, split_to_csv
+from vidprep.store import Location, Store, open_store
 from vidprep.types import FrameAnnotation, FrameFormat, Video
 
 __all__ = [
@@ -63,6 +75,8 @@ class SplitReport:
     """Videos that are in no shard; that is known and no problem of the shards."""
     problems: tuple[str, ...]
     """What is wrong with the shards, one sentence each, beginning with the file."""
+    damaged: tuple[str, ...] = ()
+    """Files of the shards that the problems are about (val-000003.tar, .idx): what `vidprep repair` rebuilds."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -203,12 +217,12 @@ def _megabytes(num_bytes: int) -> str:
 
 
 def verify_shards(
-    folder: Path, split: str | None = None, *, workers: int = 1, progress: str | None = None
+    folder: Location, split: str | None = None, *, workers: int = 1, progress: str | None = None
 ) -> ShardsReport:
     """Read every byte of every shard and compare it with the manifest and the table of samples.
 
     Args:
-        folder: what `vidprep shard --out` wrote.
+        folder: what `vidprep shard --out` wrote, or its URL: then nothing is kept of what is read.
         split: only this one; None verifies all splits of the folder.
         workers: processes.
         progress: shown while it runs; None shows nothing.
@@ -216,24 +230,26 @@ def verify_shards(
     Raises:
         UsageError: no such folder or split, or no shards in it.
     """
-    if not folder.is_dir():
-        raise UsageError(f"{folder}: no such folder; give the folder that `vidprep shard --out` wrote.")
-    finished = list_splits(folder)
-    begun = {path.name.removesuffix(".plan.json") for path in folder.glob("*.plan.json")}
+    store = open_store(folder)
+    if not store.exists():
+        raise UsageError(f"{store}: no such folder; give the folder that `vidprep shard --out` wrote.")
+    files = store.sizes()
+    finished = list_splits(store)
+    begun = {name.removesuffix(".plan.json") for name in files if name.endswith(".plan.json")}
     names = sorted({*finished, *begun}) if split is None else [split]
     if not names:
-        raise UsageError(f"{folder}: no shards here (no SPLIT.json with SPLIT.parquet); run `vidprep shard`.")
+        raise UsageError(f"{store}: no shards here (no SPLIT.json with SPLIT.parquet); run `vidprep shard`.")
     reports = [
-        _unfinished(folder, name)
+        _unfinished(files, name)
         if name in begun and name not in finished
-        else _verify_split(folder, name, workers, progress)
+        else _verify_split(store, files, name, workers, progress)
         for name in names
     ]
-    return ShardsReport(folder=str(folder), splits=tuple(reports))
+    return ShardsReport(folder=str(store), splits=tuple(reports))
 
 
-def _unfinished(folder: Path, split: str) -> SplitReport:
-    num_shards = len(list(folder.glob(f"{split}-[0-9]*.tar")))
+def _unfinished(files: Mapping[str, int], split: str) -> SplitReport:
+    num_shards = sum(re.fullmatch(rf"{re.escape(split)}-\d+\.tar", name) is not None for name in files)
     return _report(
         split, [f"{split}.json: missing, {num_shards} shards are there; run the same `vidprep shard` command again"]
     )
@@ -245,10 +261,12 @@ def _report(split: str, problems: Sequence[str]) -> SplitReport:
     )
 
 
-def _verify_split(folder: Path, split: str, workers: int, progress: str | None) -> SplitReport:
+def _verify_split(
+    store: Store, files: Mapping[str, int], split: str, workers: int, progress: str | None
+) -> SplitReport:
     try:
-        manifest = read_manifest(folder, split)
-        samples = read_samples(folder, split)
+        manifest = read_manifest(store, split)
+        samples = read_samples(store, split)
     except CorruptShard as error:
         return _report(split, [str(error)])
     by_shard: dict[str, list[SampleRow]] = {shard.name: [] for shard in manifest.shards}
@@ -263,10 +281,12 @@ def _verify_split(folder: Path, split: str, workers: int, progress: str | None) 
             f"{split}.parquet: {len(samples)} samples and {len(manifest.faults)} faults, "
             f"the split has {manifest.num_videos} videos"
         )
-    units = [(shard, tuple(by_shard[shard.name])) for shard in manifest.shards]
+    if f"{split}.wids.json" not in files or store.read(f"{split}.wids.json").decode() != wids_index(manifest):
+        problems.append(f"{split}.wids.json: is not the list of the shards; run the same `vidprep shard` command again")
+    units = [(shard, tuple(by_shard[shard.name]), files.get(shard.name)) for shard in manifest.shards]
     description = f"{progress} {split}" if progress is not None else None
     found: dict[str, str] = {}
-    with closing(run(units, partial(_check_shard, folder=folder), workers=workers, progress=description)) as outcomes:
+    with closing(run(units, partial(_check_shard, store=store), workers=workers, progress=description)) as outcomes:
         for outcome in outcomes:
             if outcome.error is not None:
                 found[outcome.unit[0].name] = f"{outcome.unit[0].name}: cannot be verified ({outcome.error})"
@@ -281,53 +301,75 @@ def _verify_split(folder: Path, split: str, workers: int, progress: str | None) 
         num_videos=manifest.num_videos,
         faults=manifest.faults,
         problems=tuple(problems),
+        damaged=tuple(found[shard.name].partition(":")[0] for shard in manifest.shards if shard.name in found),
     )
 
 
-def _check_shard(unit: tuple[ShardFacts, tuple[SampleRow, ...]], folder: Path) -> str | None:
+def _check_shard(unit: tuple[ShardFacts, tuple[SampleRow, ...], int | None], store: Store) -> str | None:
     """What is wrong with a shard, in one sentence; None when nothing is."""
-    shard, rows = unit
-    path = folder / shard.name
+    shard, rows, num_bytes = unit
+    if num_bytes is None:
+        return f"{shard.name}: missing"
+    if num_bytes < shard.num_bytes:
+        return f"{shard.name}: cut short, {num_bytes} of {shard.num_bytes} bytes"
+    if num_bytes > shard.num_bytes:
+        return f"{shard.name}: {num_bytes} bytes, {shard.num_bytes} expected; something was appended"
     try:
-        num_bytes = path.stat().st_size
-        if num_bytes < shard.num_bytes:
-            return f"{shard.name}: cut short, {num_bytes} of {shard.num_bytes} bytes"
-        if num_bytes > shard.num_bytes:
-            return f"{shard.name}: {num_bytes} bytes, {shard.num_bytes} expected; something was appended"
-        sha256 = _sha256(path)
+        with store.open(shard.name) as stream:
+            hashing = _Hashing(stream)
+            problem = _compare_members(shard.name, hashing, rows)
+            sha256 = hashing.finish()
         if sha256 != shard.sha256:
             return (
                 f"{shard.name}: changed, SHA-256 {sha256[:12]}... instead of {shard.sha256[:12]}...; "
-                "remove it and run the same `vidprep shard` command again"
+                "`vidprep repair` rebuilds it"
             )
-        expected = [(f"{row.key}.{member.name}", member.offset, member.size) for row in rows for member in row.members]
-        return _compare_members(path, expected)
+        return problem or _check_index(shard.name, rows, store)
     except FileNotFoundError:
         return f"{shard.name}: missing"
     except OSError as error:
         return f"{shard.name}: cannot be read ({error.strerror or error})"
 
 
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as stream:
-        while block := stream.read(READ_BYTES):
-            digest.update(block)
-    return digest.hexdigest()
+class _Hashing:
+    """A stream that is read once, from its beginning to its end, and its SHA-256."""
+
+    def __init__(self, stream: IO[bytes]) -> None:
+        self._stream, self._sha256 = stream, hashlib.sha256()
+
+    def read(self, num_bytes: int) -> bytes:
+        content = self._stream.read(num_bytes)
+        self._sha256.update(content)
+        return content
+
+    def finish(self) -> str:
+        while self.read(READ_BYTES):
+            pass
+        return self._sha256.hexdigest()
 
 
-def _compare_members(path: Path, expected: Sequence[tuple[str, int, int]]) -> str | None:
+def _compare_members(name: str, stream: _Hashing, rows: Sequence[SampleRow]) -> str | None:
+    expected = [(f"{row.key}.{member.name}", member.offset, member.size) for row in rows for member in row.members]
     try:
-        with tarfile.open(path, "r:") as archive:
+        with tarfile.open(fileobj=cast(IO[bytes], stream), mode="r|", bufsize=READ_BYTES) as archive:
             found = [(member.name, member.offset_data, member.size) for member in archive]
     except tarfile.TarError as error:
-        return f"{path.name}: not readable as a tar ({error})"
-    if found == list(expected):
+        return f"{name}: not readable as a tar ({error})"
+    if found == expected:
         return None
     for there, listed in zip(found, expected, strict=False):
         if there != listed:
-            return f"{path.name}: member {there} where the table of samples says {listed}"
-    return f"{path.name}: {len(found)} members, the table of samples lists {len(expected)}"
+            return f"{name}: member {there} where the table of samples says {listed}"
+    return f"{name}: {len(found)} members, the table of samples lists {len(expected)}"
+
+
+def _check_index(name: str, rows: Sequence[SampleRow], store: Store) -> str | None:
+    index = f"{name.removesuffix('.tar')}.idx"
+    try:
+        is_right = store.read(index) == dali_index(rows).encode()
+    except FileNotFoundError:
+        return f"{index}: missing; run the same `vidprep shard` command again"
+    return None if is_right else f"{index}: does not say where the members of {name} lie; `vidprep repair` rebuilds it"
 
 
 # Videos

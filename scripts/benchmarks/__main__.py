@@ -8,6 +8,7 @@ from scripts.benchmarks.runner import write_json
 
 BENCHMARKS = {
     "decode": "scripts.benchmarks.decode",
+    "extract": "scripts.benchmarks.extract",
     "load": "scripts.benchmarks.load",
     "sta": "scripts.benchmarks.sta",
 }

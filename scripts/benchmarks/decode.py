@@ -5,7 +5,7 @@ Every side opens a clip afresh, decodes the same 8 or 16 uniform frames to RGB i
 
 import os
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from fractions import Fraction
 from importlib import import_module
 from itertools import cycle, islice
@@ -74,28 +74,40 @@ def _side(name: str, read: Callable[[Path, list[int]], tuple[int, ...]], clips: 
     return Side(name=name, run=decode_all)
 
 
-def make_clips(gop: int) -> list[Path]:
-    """H.264 clips as x264 makes them by default (medium, crf 23, B-frames), kept for the next run."""
+def make_clips(gop: int, *, width: int = WIDTH, height: int = HEIGHT, names: Sequence[str] = REAL_CLIPS) -> list[Path]:
+    """H.264 clips as x264 makes them by default (medium, crf 23, B-frames), kept for the next run.
+
+    Args:
+        gop: frames from one key frame to the next.
+        width: pixels.
+        height: pixels.
+        names: the real videos that they are made from, as long as they are there.
+    """
     folder = Path(tempfile.gettempdir()) / f"vidprep-benchmarks-{os.getuid()}"
     folder.mkdir(exist_ok=True)
     testdata = Path(os.environ.get("VIDPREP_TESTDATA", "../shared/testdata")) / "videos"
     clips = []
-    for number, name in enumerate(REAL_CLIPS):
+    for number, name in enumerate(names):
         real = testdata / name
-        clip = folder / f"{real.stem if real.exists() else f'generated{number}'}_gop{gop}.mp4"
+        stem = real.stem if real.exists() else f"generated{number}"
+        size = "" if (width, height) == (WIDTH, HEIGHT) else f"_{width}x{height}"
+        clip = folder / f"{stem}{size}_gop{gop}.mp4"
         if not clip.exists():
-            pictures = _real_pictures(real) if real.exists() else _generated_pictures(seed=number)
+            if real.exists():
+                pictures = _real_pictures(real, width=width, height=height)
+            else:
+                pictures = _generated_pictures(seed=number, width=width, height=height)
             part = clip.with_suffix(".part.mp4")
-            _encode(part, pictures, gop=gop)
+            _encode(part, pictures, width=width, height=height, gop=gop)
             part.replace(clip)
         clips.append(clip)
     return clips
 
 
-def _encode(path: Path, pictures: Iterator[av.VideoFrame], *, gop: int) -> None:
+def _encode(path: Path, pictures: Iterator[av.VideoFrame], *, width: int, height: int, gop: int) -> None:
     with av.open(str(path), "w") as container:
         stream: Any = container.add_stream("libx264", rate=30)
-        stream.width, stream.height, stream.pix_fmt = WIDTH, HEIGHT, "yuv420p"
+        stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
         stream.codec_context.gop_size = gop
         for number, picture in enumerate(pictures):
             picture.pts = number
@@ -104,37 +116,37 @@ def _encode(path: Path, pictures: Iterator[av.VideoFrame], *, gop: int) -> None:
         container.mux(stream.encode())
 
 
-def _real_pictures(path: Path) -> Iterator[av.VideoFrame]:
+def _real_pictures(path: Path, *, width: int, height: int) -> Iterator[av.VideoFrame]:
     with open_video(path) as reader:
         indices = list(islice(cycle(range(reader.num_frames)), NUM_FRAMES))
         for start in range(0, NUM_FRAMES, 50):
             frames = reader.get_frames_at(indices[start : start + 50]).data.transpose(0, 2, 3, 1)
             for frame in frames:
                 picture = av.VideoFrame.from_ndarray(np.ascontiguousarray(frame), format="rgb24")
-                yield picture.reformat(width=WIDTH, height=HEIGHT, format="yuv420p")
+                yield picture.reformat(width=width, height=height, format="yuv420p")
 
 
-def _generated_pictures(*, seed: int) -> Iterator[av.VideoFrame]:
+def _generated_pictures(*, seed: int, width: int, height: int) -> Iterator[av.VideoFrame]:
     """A camera that pans, turns and zooms over a texture, two textured discs that turn before it, and sensor noise.
 
     As in real clips of that size, key frames then take some 40 % of the bytes at GOP 12, not most of them.
     """
     rng = np.random.default_rng(seed)
     background, *discs = (_texture(rng, height=1024, width=1024) for _ in range(3))
-    y, x = np.mgrid[:HEIGHT, :WIDTH].astype(np.float64)
+    y, x = np.mgrid[:height, :width].astype(np.float64)
     for number in range(NUM_FRAMES):
         time = number + 40.0 * seed
         picture = _sample(
             background,
-            x - WIDTH / 2,
-            y - HEIGHT / 2,
+            x - width / 2,
+            y - height / 2,
             angle=0.25 * np.sin(time / 23),
             zoom=1 + 0.2 * np.sin(time / 31),
             shift=(300 * np.sin(time / 55), 200 * np.sin(time / 40)),
         )
         for position, disc in enumerate(discs):
-            left = WIDTH * (0.5 + 0.4 * np.sin(time / (13 + 6 * position) + position))
-            top = HEIGHT * (0.5 + 0.35 * np.cos(time / (11 + 5 * position)))
+            left = width * (0.5 + 0.4 * np.sin(time / (13 + 6 * position) + position))
+            top = height * (0.5 + 0.35 * np.cos(time / (11 + 5 * position)))
             turned = _sample(disc, x - left, y - top, angle=time / (9 + 4 * position), zoom=1.0, shift=(0.0, 0.0))
             inside = (x - left) ** 2 + (y - top) ** 2 < 60**2
             picture[inside] = turned[inside]

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.videos import write_numbered_video
+from tests.vidprep import s3
 from vidprep.verify import verify_shards
 
 ROOT = Path(__file__).parents[2]
@@ -33,16 +34,17 @@ def data_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
-def start(data_root: Path, out: Path, *, workers: int) -> "subprocess.Popen[str]":
+def start(data_root: Path, out: Path | str, *, workers: int, task: str | None = None) -> "subprocess.Popen[str]":
     command = [sys.executable, "-c", "import sys; from vidprep.cli import main; sys.exit(main())", "shard"]
     command += ["--dataset", "folder", "--data-root", str(data_root), "--out", str(out)]
     command += ["--samples-per-shard", "4", "--workers", str(workers)]
+    command += [] if task is None else ["--task", task]
     return subprocess.Popen(
         command, cwd=ROOT, text=True, start_new_session=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
     )
 
 
-def finish(data_root: Path, out: Path, *, workers: int) -> str:
+def finish(data_root: Path, out: Path | str, *, workers: int) -> str:
     process = start(data_root, out, workers=workers)
     output, errors = process.communicate(timeout=120)
     assert process.returncode == 1, errors  # two faults
@@ -103,10 +105,46 @@ def test_killed_runs_end_in_the_same_bytes(workers: int, data_root: Path, undist
 
 @pytest.mark.slow
 @pytest.mark.parametrize("workers", [1, 2])
-def test_ten_kills_end_in_the_same_bytes(workers: int, data_root: Path, undisturbed: Path, tmp_path: Path) -> None:
-    kill_and_restart(data_root, tmp_path, workers=workers, num_kills=10, seed=10 + workers)
+def test_25_kills_end_in_the_same_bytes(workers: int, data_root: Path, undisturbed: Path, tmp_path: Path) -> None:
+    kill_and_restart(data_root, tmp_path, workers=workers, num_kills=25, seed=10 + workers)
     finish(data_root, tmp_path, workers=3 - workers)
     assert_equal_to_undisturbed(tmp_path, undisturbed)
+
+
+@pytest.mark.slow
+def test_tasks_that_are_killed_and_sent_again_end_in_the_same_bytes(
+    data_root: Path, undisturbed: Path, tmp_path: Path
+) -> None:
+    chance = random.Random(3)
+    for _ in range(8):
+        tasks = [start(data_root, tmp_path, workers=1, task=f"{number}/3") for number in (3, 1, 2)]
+        time.sleep(chance.uniform(1.0, 4.0))
+        for task in tasks:
+            with suppress(ProcessLookupError):
+                os.killpg(task.pid, signal.SIGKILL)
+            task.communicate()
+    for number in (2, 3, 1):
+        task = start(data_root, tmp_path, workers=1, task=f"{number}/3")
+        _, errors = task.communicate(timeout=120)
+        assert task.returncode in (0, 1), errors
+    assert_equal_to_undisturbed(tmp_path, undisturbed)
+
+
+@pytest.mark.slow
+def test_25_kills_of_uploads_end_in_the_same_bytes(data_root: Path, undisturbed: Path, s3_url: str) -> None:
+    chance = random.Random(4)
+    for kill in range(25):
+        process = start(data_root, s3_url, workers=1 + kill % 2)
+        time.sleep(chance.uniform(1.0, 4.0))
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()
+    finish(data_root, s3_url, workers=2)
+    found = s3.contents(s3_url)
+    for path in undisturbed.iterdir():
+        if not path.name.endswith(".ledger.jsonl"):
+            assert found[path.name] == path.read_bytes()
+    assert verify_shards(s3_url).is_sound
 
 
 @pytest.mark.parametrize("workers", [1, 2])

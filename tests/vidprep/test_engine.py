@@ -1,10 +1,10 @@
 import contextlib
+import ctypes
 import errno
 import os
 import signal
 import subprocess
 import sys
-import threading
 import time
 from contextlib import closing
 from functools import partial
@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from vidprep import engine
 from vidprep.engine import CannotWrite, Outcome, WorkerDied, differences, lock, publish, run, sweep, writing
 from vidprep.errors import CorruptVideo, UsageError
+from vidprep.workers import begin_part
 
 
 def double(number: int) -> int:
@@ -80,12 +80,77 @@ def test_a_worker_that_dies_loses_only_the_unit_that_kills_it(tmp_path: Path) ->
     for unit, outcome in outcomes.items():
         if unit in (1, 7):
             assert isinstance(outcome.error, WorkerDied)
-            assert "died 2 times" in str(outcome.error)
-            assert "SIGKILL" in str(outcome.error)
-            # Once among others, then twice alone; or only alone when it was already suspect.
-            assert 2 <= len(list(tmp_path.glob(f"{unit}-*"))) <= 3
+            assert "died 3 times (SIGKILL(-9)): killed from outside, as the system" in str(outcome.error)
+            assert (outcome.error.kind, outcome.num_attempts) == ("out_of_memory", 3)
+            # Once among others, then twice alone.
+            assert len(list(tmp_path.glob(f"{unit}-*"))) == 3
         else:
             assert outcome.result == unit
+            assert len(list(tmp_path.glob(f"{unit}-*"))) == 1
+
+
+def hang_on(mortal: set[int], number: int) -> int:
+    """As a decoder that holds on to Python's lock for good: nothing inside of the process can end it."""
+    begin_part("its head")
+    if number in mortal:
+        begin_part("its tail")
+        libc = ctypes.PyDLL(None)
+        while True:
+            libc.pause()
+    return number
+
+
+def crash_on(mortal: set[int], number: int) -> int:
+    begin_part(f"part {number}")
+    if number in mortal:
+        ctypes.string_at(0)
+    return number
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_unit_that_hangs_is_given_up_at_the_time_limit(workers: int) -> None:
+    started = time.monotonic()
+    outcomes = {
+        outcome.unit: outcome
+        for outcome in run(list(range(8)), partial(hang_on, {2, 5}), workers=workers, time_limit_seconds=0.7)
+    }
+    assert time.monotonic() - started < 20
+    for unit, outcome in outcomes.items():
+        if unit in (2, 5):
+            assert isinstance(outcome.error, WorkerDied)
+            assert str(outcome.error) == "took longer than the time limit of 0.7 s; its worker process was ended"
+            assert (outcome.error.kind, outcome.error.part, outcome.num_attempts) == ("hung", "its tail", 1)
+        else:
+            assert outcome.result == unit
+
+
+def test_the_time_limit_is_for_each_part_of_a_unit() -> None:
+    [outcome] = run([6], work_in_parts, time_limit_seconds=0.8)
+    assert outcome.result == 6
+    assert outcome.seconds > 1.2
+
+
+def work_in_parts(num_parts: int) -> int:
+    for number in range(num_parts):
+        begin_part(str(number))
+        time.sleep(0.25)
+    return num_parts
+
+
+def test_a_crash_is_told_with_its_signal_and_its_part() -> None:
+    outcomes = {outcome.unit: outcome for outcome in run([0, 1, 2], partial(crash_on, {1}), workers=2)}
+    error = outcomes[1].error
+    assert isinstance(error, WorkerDied)
+    assert str(error) == (
+        "its worker process died 2 times (SIGSEGV(-11)): a crash inside the decoder, or too little memory"
+    )
+    assert (error.kind, error.part) == ("crashed", "part 1")
+    assert [outcomes[0].result, outcomes[2].result] == [0, 2]
+
+
+def test_a_time_limit_must_be_positive() -> None:
+    with pytest.raises(UsageError, match="the time limit must be above 0 seconds, got 0"):
+        run([1], double, time_limit_seconds=0)
 
 
 def test_a_unit_whose_worker_died_once_is_done_in_the_second_attempt(tmp_path: Path) -> None:
@@ -252,21 +317,3 @@ def test_differences_are_named_with_both_values() -> None:
     many = {f"setting_{number}": number for number in range(9)}
     assert differences({"frames": many}, {"frames": many | {"setting_8": 0}}) == "frames.setting_8 was 8, now 0"
     assert differences({"frames": None}, {"frames": {"fps": 5}}) == "frames was None, now {'fps': 5}"
-
-
-def test_an_interrupt_that_another_thread_takes_waits_for_the_end_of_the_block() -> None:
-    taker = threading.Thread(target=time.sleep, args=(1.0,), daemon=True)
-    taker.start()  # not blocked: the system gives it the signal
-    is_finished = False
-
-    def interrupt_inside() -> None:
-        nonlocal is_finished
-        with engine._interrupts_blocked():
-            os.kill(os.getpid(), signal.SIGINT)
-            time.sleep(0.1)
-            is_finished = True
-
-    with pytest.raises(KeyboardInterrupt):
-        interrupt_inside()
-    assert is_finished
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler

@@ -1,11 +1,13 @@
-import io
 import json
 import os
 import shutil
 import subprocess
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
+from typing import Any
 
+import av
 import numpy as np
 import pytest
 import simplejpeg
@@ -18,8 +20,8 @@ from vidprep.decode.pyav import PyavReader
 from vidprep.engine import CannotWrite
 from vidprep.errors import CorruptVideo, UsageError, VidprepError
 from vidprep.extract import (
+    FrameFacts,
     RateMode,
-    encode_jpeg,
     extract,
     folder_name,
     frame_size,
@@ -28,7 +30,7 @@ from vidprep.extract import (
     select_frames,
 )
 from vidprep.splits import Split
-from vidprep.types import FrameFormat, Video
+from vidprep.types import FrameFormat, Subsampling, Video
 
 needs_ffmpeg = pytest.mark.skipif(shutil.which("ffmpeg") is None, reason="needs the ffmpeg program")
 
@@ -161,31 +163,6 @@ def test_the_short_side_is_exact_and_the_other_rounded_as_by_ffmpeg(
     assert frame_size(*size, short_side) == expected
 
 
-@pytest.mark.parametrize("size", [(320, 240), (160, 120), (161, 121), (1, 1)])
-def test_jpeg_images_keep_colours_and_range(size: tuple[int, int]) -> None:
-    rows, columns = np.mgrid[0:240, 0:320]
-    picture = np.stack([columns * 255 // 319, rows * 255 // 239, (rows + columns) * 255 // 558], axis=-1)
-    image = encode_jpeg(picture.astype(np.uint8), width=size[0], height=size[1], quality=95)
-    shown = np.asarray(Image.open(io.BytesIO(image)).convert("RGB")).astype(int)
-    assert shown.shape == (size[1], size[0], 3)
-    expected = np.asarray(Image.fromarray(picture.astype(np.uint8)).resize(size, Image.Resampling.BICUBIC)).astype(int)
-    # 4:2:0, quality 95, and swscale's rounding of up to one level: measured 0.6 to 1.2 on average
-    assert np.abs(shown - expected).mean() < 2
-    for level in (0, 255):
-        flat = encode_jpeg(np.full((64, 64, 3), level, dtype=np.uint8), width=32, height=32, quality=90)
-        assert set(np.unique(simplejpeg.decode_jpeg(flat))) == {level}
-
-
-@pytest.mark.parametrize("size", [(43, 32), (44, 31), (465, 350), (44, 32)])
-def test_the_same_picture_gives_the_same_bytes(size: tuple[int, int], rng: np.random.Generator) -> None:
-    picture = rng.integers(0, 256, (48, 64, 3), dtype=np.uint8)
-    images = set()
-    for _ in range(20):
-        images.add(encode_jpeg(picture, width=size[0], height=size[1], quality=90))
-        rng.integers(0, 256, 100_000, dtype=np.uint8)  # other memory around the next one
-    assert len(images) == 1
-
-
 def test_extracted_frames_are_those_asked_for_under_their_names(tmp_path: Path) -> None:
     path = write_numbered_video(tmp_path / "a.mp4", num_frames=60, fps=30)
     settings = FrameFormat(fps=5, rate_mode="output", short_side=48, template="image_{:05d}.jpg")
@@ -217,6 +194,78 @@ def test_frames_of_a_segment_count_from_its_start(tmp_path: Path) -> None:
         open_frames(path, outside, FrameFormat()),
     ):
         pass
+
+
+def read_images(path: Path, video: Video, settings: FrameFormat) -> tuple[FrameFacts, list[bytes]]:
+    with open_frames(path, video, settings) as (facts, images):
+        return facts, list(images)
+
+
+def test_uniform_frames_are_the_middle_of_equal_parts(tmp_path: Path) -> None:
+    path = write_numbered_video(tmp_path / "a.mp4", num_frames=80, fps=10)
+    facts, images = read_images(path, Video(video_id="a"), FrameFormat(num_frames=8))
+    assert [read_number(simplejpeg.decode_jpeg(image)) for image in images] == [5, 15, 25, 35, 45, 55, 65, 75]
+    assert facts.fps == pytest.approx(1.0)
+    segment = Video(video_id="a", start_seconds=2, end_seconds=4)
+    facts, images = read_images(path, segment, FrameFormat(num_frames=4))
+    assert [read_number(simplejpeg.decode_jpeg(image)) for image in images] == [22, 27, 32, 37]
+    assert facts.pts_seconds == pytest.approx([2.2, 2.7, 3.2, 3.7])
+
+
+def test_uniform_frames_of_a_short_video_repeat(tmp_path: Path) -> None:
+    path = write_numbered_video(tmp_path / "a.mp4", num_frames=3)
+    facts, images = read_images(path, Video(video_id="a"), FrameFormat(num_frames=6))
+    assert facts.num_frames == len(images) == 6
+    assert [read_number(simplejpeg.decode_jpeg(image)) for image in images] == [0, 0, 1, 1, 2, 2]
+
+
+@pytest.mark.parametrize(("name", "codec"), [("a.mp4", "libx264"), ("a.avi", "mpeg4")])
+def test_key_frames_are_those_that_are_marked(name: str, codec: str, tmp_path: Path) -> None:
+    path = write_numbered_video(tmp_path / name, num_frames=60, codec=codec, gop=10)
+    with av.open(str(path)) as container:
+        marked = [index for index, frame in enumerate(container.decode(video=0)) if frame.key_frame]
+    facts, images = read_images(path, Video(video_id="a"), FrameFormat(keyframes_only=True))
+    assert [read_number(simplejpeg.decode_jpeg(image)) for image in images] == marked
+    assert len(marked) == 6
+    assert np.isnan(facts.fps)
+    between = Video(video_id="a", start_seconds=0.1, end_seconds=0.2)
+    with pytest.raises(VidprepError, match=r"none of the \d+ frames is a key frame; choose frames by fps or by number"):
+        read_images(path, between, FrameFormat(keyframes_only=True))
+
+
+@pytest.mark.parametrize(
+    ("settings", "size"),
+    [
+        (FrameFormat(short_side=48), (64, 48)),
+        (FrameFormat(height=60), (80, 60)),
+        (FrameFormat(width=50, height=70), (50, 70)),
+        (FrameFormat(), (128, 96)),
+    ],
+)
+@pytest.mark.parametrize("subsampling", ["420", "422", "444"])
+def test_images_have_the_size_and_subsampling_asked_for(
+    settings: FrameFormat, size: tuple[int, int], subsampling: Subsampling, tmp_path: Path
+) -> None:
+    path = write_numbered_video(tmp_path / "a.mp4", num_frames=2)
+    facts, images = read_images(path, Video(video_id="a"), replace(settings, subsampling=subsampling))
+    assert (facts.width, facts.height) == size
+    for number, image in enumerate(images):
+        assert simplejpeg.decode_jpeg_header(image) == (*size[::-1], "YCbCr", subsampling)
+        assert read_number(simplejpeg.decode_jpeg(image)) == number
+
+
+@pytest.mark.parametrize(
+    ("wrong", "sentence"),
+    [
+        ({"fps": 5.0, "num_frames": 8}, "frames are chosen by fps, by num_frames or as key frames, got fps 5.0"),
+        ({"num_frames": 0}, "num_frames must be at least 1 or None, got 0"),
+        ({"width": 320}, "width is 1 pixel or more and goes with height, got 320"),
+        ({"subsampling": "411"}, "subsampling is one of 420, 422, 444, got '411'"),
+    ],
+)
+def test_settings_that_contradict_each_other_are_refused(wrong: dict[str, Any], sentence: str) -> None:
+    with pytest.raises(ValueError, match=sentence):
+        FrameFormat(**wrong)
 
 
 def test_every_frame_of_a_rotated_video_is_upright(tmp_path: Path) -> None:
@@ -258,7 +307,7 @@ def test_videos_without_frames_are_listed_with_their_reasons(tmp_path: Path) -> 
     assert [fault.video_id for fault in report.faults] == ["empty", "gone"]
     assert "is empty (0 bytes)" in report.faults[0].reason
     assert report.faults[1].reason == "no file found for it"
-    assert (tmp_path / "frames.faults.csv").read_text().splitlines()[0] == "video_id,reason,path"
+    assert (tmp_path / "frames.faults.csv").read_text().splitlines()[0] == "video_id,reason,path,kind"
     assert extract(split, paths, out=out, settings=FrameFormat()).faults == report.faults
     # A replaced file is tried again.
     shutil.copy(good, paths["empty"])
@@ -320,7 +369,7 @@ def test_a_source_that_changes_while_it_is_read_is_a_fault(tmp_path: Path, monke
         path.touch()
         return b"jpeg"
 
-    monkeypatch.setattr("vidprep.extract.encode_jpeg", change)
+    monkeypatch.setattr("vidprep.encode.JpegEncoder.encode", change)
     report = extract(make_split(Video(video_id="a")), {"a": path}, out=tmp_path / "out", settings=FrameFormat())
     assert "changed while it was read" in report.faults[0].reason
 

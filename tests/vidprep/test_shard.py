@@ -1,5 +1,6 @@
 import errno
 import gc
+import hashlib
 import io
 import json
 import os
@@ -109,16 +110,31 @@ def test_shards_are_plain_ustar_without_owner_and_time(videos: dict[str, Path], 
 
 def test_the_tar_writer_writes_what_tarfile_writes() -> None:
     ours, theirs = io.BytesIO(), io.BytesIO()
-    writer = TarWriter(ours)
-    with tarfile.open(fileobj=theirs, mode="w", format=tarfile.USTAR_FORMAT) as archive:
-        for name, content in (("00000000.json", b"{}"), ("00000000.mp4", bytes(1536)), ("00000001.json", b"")):
+    contents = {
+        "00000000.json": b"{}",
+        "00000000.mp4": bytes(1536),
+        "00000001.json": b"",
+        "00000001.mp4": os.urandom(3 << 20),  # more than is gathered
+        **{f"00000002.{number:05d}.jpg": os.urandom(5000) for number in range(300)},
+    }
+    with TarWriter(ours) as writer, tarfile.open(fileobj=theirs, mode="w", format=tarfile.USTAR_FORMAT) as archive:
+        offsets = {name: writer.add(name, content) for name, content in contents.items()}
+        for name, content in contents.items():
             info = tarfile.TarInfo(name)
             info.size = len(content)
             archive.addfile(info, io.BytesIO(content))
-            offset = writer.add(name, content)
-            assert ours.getvalue()[offset : offset + len(content)] == content
-    writer.finish("x.tar", num_samples=2)
+        facts = writer.finish("x.tar", num_samples=3)
     assert ours.getvalue() == theirs.getvalue()
+    assert facts.sha256 == hashlib.sha256(ours.getvalue()).hexdigest()
+    for name, content in contents.items():
+        assert ours.getvalue()[offsets[name] : offsets[name] + len(content)] == content
+
+
+def test_a_long_suffix_does_not_make_a_name_that_tars_cannot_hold(videos: dict[str, Path], tmp_path: Path) -> None:
+    path = tmp_path / f"a.{'x' * 200}"
+    shutil.copy(videos["e.mp4"], path)
+    shard(make_split("a"), {"a": path}, out=tmp_path / "out")
+    assert read_plainly(tmp_path / "out")[0]["video"] == path.read_bytes()
 
 
 def test_workers_do_not_change_a_byte(videos: dict[str, Path], tmp_path: Path) -> None:

@@ -68,7 +68,7 @@ def test_a_damaged_shard_is_named_with_what_is_wrong(
     assert problem.startswith(message.replace("10240", str(size)).replace("10244", str(size + 4)))
     assert "damaged" in report.to_text()
     # Another run sees by its size that a shard is to be written again; this one has the right size.
-    assert ("remove it and run the same `vidprep shard` command again" in problem) == (damage is flip_bit)
+    assert ("`vidprep repair` rebuilds it" in problem) == (damage is flip_bit)
 
 
 def test_a_table_that_does_not_fit_its_shards_is_named(folder: Path) -> None:

@@ -21,10 +21,12 @@ from numpy.typing import NDArray
 from vidprep.decode.bitstream import PacketHeader, UnmappablePackets, header_reader
 from vidprep.decode.sparse import PacketTable, build_packet_table
 from vidprep.decode.types import FrameBatch
-from vidprep.errors import CorruptVideo, MissingVideo
+from vidprep.errors import CorruptVideo, EmptyVideo, MissingVideo
 
 __all__ = [
     "CONTAINERS_WITH_TIMES",
+    "UPRIGHT",
+    "Orientation",
     "PyavReader",
     "check_indices",
     "demux",
@@ -34,6 +36,7 @@ __all__ = [
     "reason_of",
     "require_file",
     "stores_times",
+    "turn_upright",
 ]
 
 KEPT_PACKET_BYTES = 64 * 1024**2
@@ -44,7 +47,9 @@ KEPT_PACKET_BYTES = 64 * 1024**2
 CONTAINERS_WITH_TIMES = frozenset({"mov", "matroska", "webm", "mpegts", "flv"})
 
 VideoPacket: TypeAlias = "av.Packet[VideoStream]"  # generic in the stubs only
-UPRIGHT = ((1, 0), (0, 1))
+Orientation: TypeAlias = tuple[tuple[int, int], tuple[int, int]]
+"""How stored pixels lie upright: the signs ((a, b), (c, d)) of x' = a x + c y, y' = b x + d y."""
+UPRIGHT: Orientation = ((1, 0), (0, 1))
 
 
 class PyavReader:
@@ -83,6 +88,8 @@ class PyavReader:
         """Why packets cannot be matched with frames, so that decoding is sequential; None where they can."""
         self.num_keyframes = 0
         """Packets marked as key frames."""
+        self._is_keyframe: list[bool] = []
+        """Per packet; per frame where packets cannot be matched with frames."""
         self.num_discarded_packets = 0
         """Packets that the container says not to show (edit lists)."""
         self._table: PacketTable | None = None
@@ -117,6 +124,12 @@ class PyavReader:
     def pts_seconds(self) -> NDArray[np.float64]:
         """(num_frames,) when each frame is shown, as stored; ascending; NaN where the file stores no time."""
         return self._pts_seconds
+
+    @property
+    def keyframe_indices(self) -> NDArray[np.int64]:
+        """Frames that are marked as key frames, ascending: stored whole, in most codecs."""
+        packets = range(self.num_frames) if self._table is None else self._table.frame_packets
+        return np.flatnonzero([self._is_keyframe[packet] for packet in packets]).astype(np.int64)
 
     @property
     def rotation(self) -> int:
@@ -173,6 +186,13 @@ class PyavReader:
             ValueError: indices that do not ascend.
             CorruptVideo: a frame that was asked for does not decode.
         """
+        return (self._upright_rgb(frame) for frame in self.iterate_stored(indices))
+
+    def iterate_stored(self, indices: Sequence[int] | NDArray[np.int64]) -> Iterator[av.VideoFrame]:
+        """As `iterate_frames`, but frames as the decoder gives them: not in RGB, not turned (see `orientation`).
+
+        A frame is valid until the next one is asked for; it must not be changed.
+        """
         wanted = check_indices(indices, num_frames=self.num_frames, name=self._name)
         if any(before >= after for before, after in pairwise(wanted)):
             raise ValueError("frames are iterated in ascending order, each once")
@@ -184,7 +204,28 @@ class PyavReader:
                     f"{self._name}: frame {index} of {self.num_frames} does not come out of the decoder; "
                     f"the stream is damaged there."
                 )
-            yield self._upright_rgb(frame)
+            yield frame
+
+    def packets_of(self, first: int, last: int) -> list[VideoPacket] | None:
+        """The packets of the frames `first` to `last`, where they are a video of their own; None where they are not.
+
+        They are when decoding can start at `first`, no other frame lies between them in the file, and nothing in them
+        refers to what is outside. They belong to the reader and must not be changed.
+        """
+        table = self._table
+        if table is None or self.num_discarded_packets:
+            return None
+        wanted = table.frame_packets[first : last + 1]
+        begin, end = min(wanted), max(wanted) + 1
+        others = set(range(begin, end)) - set(wanted)
+        if wanted[0] != begin or begin not in table.entries or not others.isdisjoint(table.frame_packets):
+            return None
+        packets = list(self._stored_packets(range(begin, end)))
+        return packets if all(packet.dts is not None for packet in packets) else None
+
+    def orientation_of(self, frame: av.VideoFrame) -> Orientation:
+        """How the pixels of a stored frame lie upright."""
+        return orientation(frame, name=self._name)
 
     def close(self) -> None:
         """Let go of the file."""
@@ -231,6 +272,7 @@ class PyavReader:
                     read = None
                     continue
                 pts.append(packet.pts)
+                self._is_keyframe.append(packet.is_keyframe)
                 is_discarded.append(packet.is_discard)
                 num_bytes += packet.size
                 if self._packets is not None:
@@ -255,10 +297,12 @@ class PyavReader:
     def _scan_sequentially(self) -> Sequence[int | None]:
         """Decode everything; when each frame is shown."""
         pts: list[int | None] = []
+        self._is_keyframe.clear()
         for frame in self._decode_sequentially():
             if self._size is None:
                 self._remember_size(frame)
             pts.append(frame.pts if frame.pts is not None else frame.dts)
+            self._is_keyframe.append(frame.key_frame)
         if not pts:
             raise CorruptVideo(f"{self._name}: no frame of it decodes; it is empty or damaged.")
         # Frames come in the order in which they are shown. Times that do not ascend are those of the order of
@@ -429,8 +473,8 @@ def demux(container: InputContainer, stream: VideoStream) -> Iterator[VideoPacke
             yield packet
 
 
-def orientation(frame: av.VideoFrame, *, name: str) -> tuple[tuple[int, int], tuple[int, int]]:
-    """How stored pixels lie upright: the signs (a, b, c, d) of the display matrix, x' = a x + c y, y' = b x + d y.
+def orientation(frame: av.VideoFrame, *, name: str) -> Orientation:
+    """How stored pixels lie upright, by the frame's display matrix.
 
     Raises:
         CorruptVideo: a display matrix that is no multiple of a quarter turn, mirrored or not.
@@ -451,7 +495,7 @@ def orientation(frame: av.VideoFrame, *, name: str) -> tuple[tuple[int, int], tu
     return UPRIGHT
 
 
-def turn_upright(picture: NDArray[np.uint8], matrix: tuple[tuple[int, int], tuple[int, int]]) -> NDArray[np.uint8]:
+def turn_upright(picture: NDArray[np.uint8], matrix: Orientation) -> NDArray[np.uint8]:
     """(h, w, c) as stored -> (h, w, c) as shown, a view."""
     if matrix == UPRIGHT:
         return picture
@@ -497,7 +541,7 @@ def require_file(path: Path) -> None:
     if not path.exists():
         raise MissingVideo(f"{path}: no such file.")
     if path.stat().st_size == 0:
-        raise CorruptVideo(f"{path}: is empty (0 bytes); fetch it again.")
+        raise EmptyVideo(f"{path}: is empty (0 bytes); fetch it again.")
 
 
 def reason_of(error: av.error.FFmpegError) -> str:

@@ -1,0 +1,305 @@
+"""The ledger of a run: each sample with its state, the reason, the attempts, the seconds it took, and when.
+
+    shards    OUT/val.ledger.jsonl     (of an array task: OUT/val.2-of-3.ledger.jsonl)
+    frames    OUT.journal              (of an array task: OUT.2-of-3.journal, while others are at work)
+    clips     OUT/val.clips.jsonl
+
+JSON lines that are only ever appended to; the last line of a sample counts. A killed run loses at most the line that
+it was writing. The first lines say which samples there are, so what has no line yet is pending.
+
+What is in a shard, and what is not and why, its sidecar decides; the ledger adds what a sidecar cannot know: attempts,
+times, and the samples that ended their process before there was a sidecar. For extracted frames the journal is both.
+"""
+
+import csv
+import hashlib
+import io
+import json
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Any, Literal, Self, get_args
+
+from vidprep.engine import writing
+from vidprep.errors import FaultKind, UsageError, VidprepError, suggest
+
+__all__ = [
+    "LEDGER_SUFFIX",
+    "Entry",
+    "Ledger",
+    "LedgerReport",
+    "State",
+    "check_retry",
+    "ends_in_newline",
+    "entries_to_csv",
+    "ledger_paths",
+    "now",
+    "read_ledger",
+    "samples_line",
+]
+
+State = Literal["done", "failed", "pending"]
+KINDS: tuple[FaultKind, ...] = get_args(FaultKind)
+LEDGER_SUFFIX = ".ledger.jsonl"
+CLIPS_SUFFIX = ".clips.jsonl"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Entry:
+    """What is known of one sample."""
+
+    key: str
+    """What tells it from all others: its position in the split, or the folder of its frames."""
+    sample: str
+    """Its id."""
+    state: State
+    kind: str = ""
+    """Of a failed one: one of `errors.FaultKind`."""
+    reason: str = ""
+    path: str = ""
+    source: list[int] | None = None
+    """State of its file when it was tried: a failed one is tried again when this changes."""
+    attempts: int = 0
+    seconds: float | None = None
+    """That the last attempt took; None where it was not measured."""
+    when: str = ""
+    """Of the last attempt, UTC, ISO 8601."""
+
+
+def now() -> str:
+    """The time of an entry."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def check_retry(names: Iterable[str]) -> frozenset[FaultKind]:
+    """The kinds of faults that `--retry` asks for; "failed" is all of them.
+
+    Raises:
+        UsageError: no such kind.
+    """
+    kinds: set[FaultKind] = set()
+    for name in names:
+        if name == "failed":
+            kinds.update(KINDS)
+        elif name in KINDS:
+            kinds.add(name)
+        else:
+            raise UsageError(f"--retry: no reason is called {name!r}; {suggest(name, ['failed', *KINDS])}")
+    return frozenset(kinds)
+
+
+def samples_line(keys_and_samples: Sequence[tuple[str, str]]) -> str:
+    """The line that says which samples there are; equal for equal samples."""
+    text = json.dumps(keys_and_samples, ensure_ascii=False, separators=(",", ":"))
+    digest = hashlib.sha256(text.encode()).hexdigest()
+    return f'{{"samples_sha256": "{digest}", "num_samples": {len(keys_and_samples)}, "samples": {text}}}\n'
+
+
+class Ledger:
+    """A ledger that a run writes."""
+
+    def __init__(self, path: Path, samples: Sequence[tuple[str, str]]) -> None:
+        """Open it, or begin it; `samples` are (key, id) of all that there are."""
+        self.path = path
+        self.attempts: dict[str, int] = {}
+        """Key -> how often it was tried, for those that have a line."""
+        self.deaths: dict[str, Entry] = {}
+        """Key -> entry of those whose last attempt ended its process."""
+        line = samples_line(samples)
+        is_known = False
+        if path.is_file():
+            with path.open(encoding="utf-8", errors="replace") as lines:
+                for found in lines:
+                    is_known = found == line or (is_known and '"samples_sha256"' not in found)
+                    if (entry := _parse(found)) is not None:
+                        self.attempts[entry.key] = entry.attempts
+                        self.deaths.pop(entry.key, None)
+                        if entry.kind in ("crashed", "out_of_memory", "hung"):
+                            self.deaths[entry.key] = entry
+        with writing(path):
+            self._stream: IO[str] = path.open("a", encoding="utf-8")
+            if not ends_in_newline(path):
+                self._stream.write("\n")  # ends the line that a killed run was writing
+            if not is_known:
+                self._stream.write(line)
+            self._stream.flush()
+
+    def add(self, entries: Iterable[Entry]) -> None:
+        """Append what became of some samples; `attempts` are those of this run, and are added to those of before."""
+        lines = []
+        for entry in entries:
+            self.attempts[entry.key] = attempts = self.attempts.get(entry.key, 0) + entry.attempts
+            lines.append(json.dumps({**asdict(entry), "attempts": attempts}, ensure_ascii=False) + "\n")
+        with writing(self.path):
+            self._stream.write("".join(lines))
+            self._stream.flush()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        with writing(self.path):
+            self._stream.close()
+
+
+def ends_in_newline(path: Path) -> bool:
+    """Whether nothing was cut off at the end of a file of lines; also of an empty one."""
+    with path.open("rb") as stream:
+        if stream.seek(0, io.SEEK_END) == 0:
+            return True
+        stream.seek(-1, io.SEEK_END)
+        return stream.read(1) == b"\n"
+
+
+def ledger_paths(folder: Path, split: str | None = None) -> dict[str, list[Path]]:
+    """Split -> the ledgers that runs left in, or beside, a folder of shards, clips or frames.
+
+    Raises:
+        UsageError: no such folder, no ledger, no such split.
+    """
+    folder = folder.absolute()
+    journal = folder.with_name(f"{folder.name}.journal")
+    if journal.is_file():
+        return {folder.name: [journal, *sorted(folder.parent.glob(f"{folder.name}.*-of-*.journal"))]}
+    if not folder.is_dir():
+        raise UsageError(f"{folder}: no such folder; give what `vidprep shard` or `vidprep extract` wrote.")
+    found: dict[str, list[Path]] = {}
+    for path in sorted([*folder.glob(f"*{LEDGER_SUFFIX}"), *folder.glob(f"*{CLIPS_SUFFIX}")]):
+        found.setdefault(path.name.partition(".")[0], []).append(path)
+    if not found:
+        raise UsageError(
+            f"{folder}: no ledger here (no SPLIT{LEDGER_SUFFIX}, no {journal.name} beside it); see docs/ledger.md."
+        )
+    if split is not None:
+        if split not in found:
+            raise UsageError(f"{folder}: no ledger of {split!r}; {suggest(split, found)}")
+        found = {split: found[split]}
+    return found
+
+
+def read_ledger(paths: Sequence[Path]) -> Iterator[Entry]:
+    """Every sample once, in the order of the split, the pending ones included.
+
+    Args:
+        paths: the ledgers of one split; of several array tasks the latest line of a sample counts.
+
+    Raises:
+        VidprepError: not a ledger.
+    """
+    samples: dict[str, str] = {}
+    last: dict[str, tuple[str, Path, int]] = {}
+    """Key -> (when, file, place) of its latest line: the lines themselves would not fit into memory."""
+    for path in paths:
+        place, of_file = 0, dict[str, str]()
+        with path.open("rb") as lines:
+            for raw in lines:
+                line = raw.decode("utf-8", errors="replace")
+                if '"samples_sha256"' in line[:20]:
+                    of_file = dict(json.loads(line)["samples"])
+                elif (entry := _parse(line)) is not None and entry.when >= last.get(entry.key, ("",))[0]:
+                    last[entry.key] = (entry.when, path, place)
+                place += len(raw)
+        samples |= of_file
+    if len(paths) > 1:
+        samples = dict(sorted(samples.items()))  # of tasks, whose keys are positions in the split
+    if not samples:
+        raise VidprepError(f"{paths[0]}: does not say which samples there are; run the same command again.")
+    streams = {path: path.open("rb") for path in paths}
+    try:
+        for key, sample in samples.items():
+            if key not in last:
+                yield Entry(key=key, sample=sample, state="pending")
+                continue
+            _, path, place = last[key]
+            streams[path].seek(place)
+            found = _parse(streams[path].readline().decode("utf-8", errors="replace"))
+            if found is not None:
+                yield replace(found, sample=sample)
+    finally:
+        for stream in streams.values():
+            stream.close()
+
+
+def _parse(line: str) -> Entry | None:
+    """An entry; None for other lines: settings, samples, what a killed run was writing."""
+    try:
+        raw: dict[str, Any] = json.loads(line)
+        key = raw.get("key", raw.get("folder", raw.get("clip")))
+        if key is None or "samples" in raw:
+            return None
+        state: State = "done" if "facts" in raw else raw.get("state", "failed")
+        return Entry(
+            key=key,
+            sample=raw.get("sample", key),
+            state=state,
+            kind=raw.get("kind", "" if state == "done" else "other"),
+            reason=raw.get("reason", ""),
+            path=raw.get("path", ""),
+            source=raw.get("source"),
+            attempts=raw.get("attempts", 1),
+            seconds=raw.get("seconds"),
+            when=raw.get("when", ""),
+        )
+    except (ValueError, AttributeError):
+        return None
+
+
+@dataclass(kw_only=True)
+class LedgerReport:
+    """What the samples of a split have come to."""
+
+    split: str
+    states: Counter[State] = field(default_factory=Counter)
+    kinds: Counter[str] = field(default_factory=Counter)
+    """Of the failed ones."""
+    examples: dict[str, str] = field(default_factory=dict)
+    """Kind -> "id: reason" of the first one."""
+    num_attempts: int = 0
+    seconds: float = 0.0
+    """Over all samples, of their last attempts."""
+
+    def count(self, entry: Entry) -> None:
+        """Add a sample."""
+        self.states[entry.state] += 1
+        self.num_attempts += entry.attempts
+        self.seconds += entry.seconds or 0.0
+        if entry.state == "failed":
+            self.kinds[entry.kind] += 1
+            self.examples.setdefault(entry.kind, f"{entry.sample}: {entry.reason}")
+
+    def to_text(self) -> str:
+        """A table: samples per state, then per reason."""
+        total = self.states.total()
+        lines = [f"{self.split}: {total} samples, {self.num_attempts} attempts, {self.seconds:.0f} s of work"]
+        for state in get_args(State):
+            lines.append(f"  {state:<14}{self.states[state]:>9}")
+            if state == "failed":
+                for kind, count in sorted(self.kinds.items(), key=lambda item: (-item[1], item[0])):
+                    lines.append(f"    {kind:<12}{count:>9}   {self.examples[kind]}")
+        return "\n".join(lines)
+
+    def to_json(self) -> dict[str, Any]:
+        """The same, to be read by programs."""
+        return {
+            "split": self.split,
+            "states": {state: self.states[state] for state in get_args(State)},
+            "kinds": dict(self.kinds),
+            "num_attempts": self.num_attempts,
+            "seconds": round(self.seconds, 3),
+        }
+
+
+def entries_to_csv(entries: Iterable[Entry], stream: IO[bytes]) -> None:
+    """Write entries as a table to open in any program."""
+    names = ("key", "sample", "state", "kind", "reason", "path", "attempts", "seconds", "when")
+    text = io.TextIOWrapper(stream, encoding="utf-8", newline="")
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(names)
+    for entry in entries:
+        writer.writerow(getattr(entry, name) for name in names)
+    text.detach()  # flushes, and leaves the stream open
