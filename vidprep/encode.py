@@ -64,10 +64,21 @@ class JpegEncoder:
             # Turned planes would not be subsampled in the direction, or from the side, that JPEG has in mind.
             rgb = self._scale(frame, width, height, format="rgb24")
             return self._encode_rgb(turn_upright(_view_rgb(rgb), turn))
-        planes = [_view(plane) for plane in self.scale(frame, width, height).planes]
+        planes = [
+            _view(plane)[:rows, :columns]
+            for plane, (rows, columns) in zip(
+                self.scale(frame, width, height).planes, self._plane_sizes(width, height), strict=True
+            )
+        ]
         if turn != UPRIGHT:
             planes = [np.ascontiguousarray(turn_upright(plane[:, :, None], turn)[:, :, 0]) for plane in planes]
         return self._encode_planes(*planes)
+
+    def _plane_sizes(self, width: int, height: int) -> list[tuple[int, int]]:
+        """(rows, columns) of the planes of an image; those of `scale` may have one more."""
+        rows = (height + 1) // 2 if self.subsampling == "420" else height
+        columns = width if self.subsampling == "444" else (width + 1) // 2
+        return [(height, width), (rows, columns), (rows, columns)]
 
     def encode_rgb(self, picture: NDArray[np.uint8]) -> bytes:
         """A picture (h, w, c) in RGB as a JPEG image; one of the right size goes straight to the coder."""
@@ -92,7 +103,10 @@ class JpegEncoder:
         return image
 
     def scale(self, frame: av.VideoFrame, width: int, height: int) -> av.VideoFrame:
-        """A decoded frame with the planes of a JPEG image, still as it lies in storage."""
+        """A decoded frame with the planes of a JPEG image, still as it lies in storage.
+
+        It may have a row and a column more than asked for, copies of the last.
+        """
         pixels = f"yuv{self.subsampling}p"
         matrix = MATRICES.get(frame.colorspace)
         if matrix is None or frame.format.is_rgb:
@@ -110,6 +124,9 @@ class JpegEncoder:
         is_full = frame.color_range == ColorRange.JPEG or frame.format.name.startswith("yuvj")
         stored_range = ColorRange.JPEG if is_full else ColorRange.MPEG
         scaled = self._scale(frame, width, height, format=pixels, dst_color_range=stored_range)
+        if width % 2 or height % 2:
+            scaled = _padded(scaled)  # the filter takes even sides only
+            width, height = scaled.width, scaled.height
         key = (matrix, int(is_full), width, height)
         if key not in self._colour_steps:
             self._colour_steps[key] = _ColourStep(matrix, is_full=is_full, width=width, height=height, pixels=pixels)
@@ -152,6 +169,19 @@ def _view(plane: Any) -> NDArray[np.uint8]:
     """(h, w), the plane's own memory without the ends of its rows."""
     rows = np.frombuffer(plane, dtype=np.uint8).reshape(plane.height, plane.line_size)
     return rows[:, : plane.width]
+
+
+def _padded(frame: av.VideoFrame) -> av.VideoFrame:
+    """A copy with even sides: the last row and column may be there twice."""
+    width, height = frame.width + frame.width % 2, frame.height + frame.height % 2
+    padded = av.VideoFrame(width, height, frame.format.name)
+    padded.colorspace, padded.color_range = frame.colorspace, frame.color_range
+    for source, target in zip(map(_view, frame.planes), map(_view, padded.planes), strict=True):
+        rows, columns = source.shape
+        target[:rows, :columns] = source
+        target[:rows, columns:] = source[:, -1:]
+        target[rows:] = target[rows - 1]
+    return padded
 
 
 def _view_rgb(frame: av.VideoFrame) -> NDArray[np.uint8]:

@@ -44,7 +44,7 @@ PACKAGES = ("av", "simplejpeg", "numpy")
 WIDTH, HEIGHT, GOP = 854, 480, 250
 LARGE_CLIPS = ("moviepy_big_buck_bunny_0_30.webm", "mmaction2_ntu_1080p_h264.avi", "mmaction2_demo_skeleton.mp4")
 SHORT_SIDE = 256
-QUALITY, FFMPEG_QUALITY = 90, 2
+QUALITY, FFMPEG_QUALITY = 92, 2
 """Of libjpeg-turbo, and of ffmpeg's own coder (-q:v): as good in PSNR; sizes and errors are printed."""
 NUM_UNIFORM = 16
 

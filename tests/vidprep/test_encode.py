@@ -75,6 +75,21 @@ def test_colours_are_those_of_the_picture(pixels: str, matrix: Colorspace, colou
     assert np.abs(found - rgb.to_ndarray().astype(int)).mean() < 2.5
 
 
+@pytest.mark.parametrize("subsampling", ["420", "422", "444"])
+@pytest.mark.parametrize("size", [(159, 120), (160, 119), (159, 119)])
+@pytest.mark.parametrize("matrix", [Colorspace.ITU601, Colorspace.ITU709])
+def test_colours_are_right_at_odd_sizes(matrix: Colorspace, size: tuple[int, int], subsampling: Subsampling) -> None:
+    picture = smooth_picture(width=320, height=240)
+    frame = stored_frame(picture, "yuv420p", matrix, ColorRange.MPEG)
+    width, height = size
+    image = JpegEncoder(width=width, height=height, quality=95, subsampling=subsampling).encode(frame)
+    assert simplejpeg.decode_jpeg_header(image) == (height, width, "YCbCr", subsampling)
+    expected = np.asarray(Image.fromarray(picture).resize(size, Image.Resampling.BICUBIC)).astype(int)
+    assert np.abs(shown(image) - expected).mean() < 1.8
+    assert np.abs(shown(image) - expected)[-1].mean() < 3
+    assert np.abs(shown(image) - expected)[:, -1].mean() < 3
+
+
 @pytest.mark.parametrize("pixels", ["rgb24", "gbrp", "gray", "pal8"])
 def test_pictures_that_are_no_yuv_keep_their_colours(pixels: str) -> None:
     picture = smooth_picture(width=64, height=48)
@@ -108,14 +123,13 @@ def test_turned_frames_are_upright_images(subsampling: Subsampling, size: tuple[
     assert np.abs(shown(image) - np.asarray(expected).astype(int)).mean() < 2.5
 
 
+@pytest.mark.parametrize("matrix", [Colorspace.ITU601, Colorspace.ITU709])
 @pytest.mark.parametrize("subsampling", ["420", "422", "444"])
 @pytest.mark.parametrize("size", [(43, 32), (44, 31), (43, 31), (1, 1)])
 def test_planes_of_odd_sides_give_the_same_bytes_whatever_lies_behind_them(
-    subsampling: Subsampling, size: tuple[int, int], rng: np.random.Generator
+    matrix: Colorspace, subsampling: Subsampling, size: tuple[int, int], rng: np.random.Generator
 ) -> None:
-    frame = stored_frame(
-        rng.integers(0, 256, (48, 64, 3), dtype=np.uint8), "yuv420p", Colorspace.ITU601, ColorRange.MPEG
-    )
+    frame = stored_frame(rng.integers(0, 256, (48, 64, 3), dtype=np.uint8), "yuv420p", matrix, ColorRange.MPEG)
     images = set()
     for _ in range(20):
         images.add(JpegEncoder(width=size[0], height=size[1], quality=90, subsampling=subsampling).encode(frame))
