@@ -12,6 +12,7 @@ import math
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import chain
 from pathlib import Path
 from types import MappingProxyType
@@ -392,6 +393,8 @@ class SampleMaker:
         self, pts_seconds: NDArray[np.float64], video: Video, rng: np.random.Generator | None
     ) -> NDArray[np.int64]:
         """Frames of the video's clips, (clips, t)."""
+        if video.start_seconds is None and video.end_seconds is None:
+            return self.settings.indices(len(pts_seconds), rng)
         candidates = _frames_of_segment(pts_seconds, video)
         return candidates[self.settings.indices(len(candidates), rng)]
 
@@ -420,7 +423,7 @@ class SampleMaker:
             index=index,
             windows=windows,
             labels=self._encode(labels),
-            pts_seconds=torch.from_numpy(np.tile(pts_seconds[index], (len(box_maps), 1))),
+            pts_seconds=torch.from_numpy(np.concatenate([pts_seconds[index]] * len(box_maps))),
             targets=targets,
         )
 
@@ -428,23 +431,9 @@ class SampleMaker:
         self, height: int, width: int, labels: tuple[int, ...], rng: np.random.Generator | None
     ) -> tuple[tuple[Window, ...], tuple[int, ...], list[BoxMap]]:
         """What is done to the frames, the labels of what they then show, and where the boxes of each view go."""
-        if self.settings.whole_frames:
-            window = Window(
-                left=0,
-                top=0,
-                width=width,
-                height=height,
-                new_width=width,
-                new_height=height,
-                crop=0,
-                mean=self.settings.mean,
-                std=self.settings.std,
-                is_normalised=self.settings.dtype == "float32",
-            )
-            return (window,), labels, [BoxMap(scale_x=1, scale_y=1, left=0, top=0, width=width, height=height)]
-        if rng is None:
-            transform = self.settings.eval_transform()
-            return (transform.window(height, width),), labels, transform.box_maps(height, width)
+        if rng is None or self.settings.whole_frames:
+            window, box_maps = _fixed_window(self.settings, height, width)
+            return (window,), labels, box_maps
         # What a flip changes is the verb; a noun may have the same number.
         flipped, kept = (labels[:1], labels[1:]) if self.task == "verb_noun" else (labels, ())
         train_transform = self.settings.train_transform(self.flip_pairs)
@@ -454,7 +443,8 @@ class SampleMaker:
 
     def _encode(self, labels: tuple[int, ...]) -> Tensor:
         if self.task == "single_label":
-            return torch.tensor(labels[0], dtype=torch.int64)
+            # Quicker than a tensor from a number, by a share of the decoding that can be measured.
+            return _class_numbers(self.num_classes)[labels[0]].clone()
         if self.task == "verb_noun":
             return torch.tensor(labels, dtype=torch.int64)
         hot = torch.zeros(self.num_classes, dtype=torch.float32)
@@ -664,6 +654,31 @@ def reused_memory(shape: tuple[int, ...]) -> NDArray[np.uint8]:
     if memory is None or not size <= len(memory) <= 4 * size:
         memory = _scratch.memory = np.empty(size, dtype=np.uint8)
     return memory[:size].reshape(shape)
+
+
+def _fixed_window(settings: ClipSettings, height: int, width: int) -> tuple[Window, list[BoxMap]]:
+    """What is done to all frames of a size where nothing is random, and where the boxes of each view go."""
+    if not settings.whole_frames:
+        transform = settings.eval_transform()
+        return transform.window(height, width), transform.box_maps(height, width)
+    window = Window(
+        left=0,
+        top=0,
+        width=width,
+        height=height,
+        new_width=width,
+        new_height=height,
+        crop=0,
+        mean=settings.mean,
+        std=settings.std,
+        is_normalised=settings.dtype == "float32",
+    )
+    return window, [BoxMap(scale_x=1, scale_y=1, left=0, top=0, width=width, height=height)]
+
+
+@lru_cache(maxsize=8)
+def _class_numbers(num_classes: int) -> Tensor:
+    return torch.arange(num_classes)
 
 
 def _pictures(reader: VideoReader, wanted: Sequence[int]) -> Iterator[NDArray[np.uint8]]:

@@ -137,6 +137,7 @@ class ShardDataset(Dataset[Sample]):
         self.rows = [replace(row, members=()) for row in rows]
         """What is known of each sample, without its members, which for frame shards are most of the memory."""
         self._files = _ShardFiles(self.folder, self._cache)
+        self._name = str(self.folder)
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the random clips, crops and flips of `epoch`, counted from 0."""
@@ -220,7 +221,7 @@ class ShardDataset(Dataset[Sample]):
         """
         row, (offsets, sizes) = self.rows[index], self._facts[index]
         data = self._files.read(row.shard, int(offsets[0]), int(sizes[0]))
-        return KeyFacts.parse(data, where=f"{self.folder / row.shard}: {row.key}.json")
+        return KeyFacts.parse(data, where=f"{self._name}/{row.shard}: {row.key}.json")
 
     def close(self) -> None:
         """Let go of the shards; a later read opens them again."""

@@ -106,8 +106,11 @@ def webdataset(
         flip_pairs = {int(label): flipped for label, flipped in manifest.flip_pairs.items()}
     else:
         urls = wds.shardlists.expand_urls(source) if isinstance(source, str) else [str(url) for url in source]
-        if not urls or not all(url.endswith(".tar") or ":" in url for url in urls):
-            raise UsageError(f"{source}: no such folder of shards, and no URLs of tars.")
+        if not urls or not all(url.startswith("pipe:") or ".tar" in url for url in urls):
+            raise UsageError(
+                f"{source}: no such folder of shards on this machine, and no URLs of tars; ShardDataset reads folders "
+                "behind URLs."
+            )
         if task is None or num_classes is None or split is not None:
             raise UsageError("tars without their folder need task and num_classes, and have no split.")
         shards = _Shards(urls=urls)

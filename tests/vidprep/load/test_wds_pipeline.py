@@ -211,8 +211,9 @@ def test_a_shard_that_lost_whole_samples_is_named(tmp_path: Path, sources: list[
 
 def test_what_cannot_be_a_pipeline_is_refused(tmp_path: Path, sources: list[Source]) -> None:
     write_shard_folder(tmp_path, sources[:1])
-    with pytest.raises(UsageError, match="no such folder of shards, and no URLs of tars"):
-        webdataset("nowhere", **CLIPS)
+    for nowhere in ("nowhere", "s3://bucket/shards"):
+        with pytest.raises(UsageError, match="no such folder of shards on this machine, and no URLs of tars"):
+            webdataset(nowhere, **CLIPS)
     with pytest.raises(UsageError, match="tars without their folder need task and num_classes"):
         webdataset("some.tar", **CLIPS)
     with pytest.raises(UsageError, match="says its task and its classes itself; leave them out"):
