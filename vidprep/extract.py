@@ -250,7 +250,7 @@ def _rate_of(settings: FrameFormat, *, own: float, duration: float) -> float:
         return math.nan
     if settings.num_frames is not None:
         return settings.num_frames / duration if duration > 0 else math.nan
-    return float(settings.fps) if settings.fps is not None else own
+    return float(settings.fps if settings.fps is not None else own)
 
 
 # From one video to JPEG images
@@ -415,7 +415,7 @@ def read_delivered(
         height=height,
         pts_seconds=tuple(float(times[index]) for index in chosen),
         source_num_frames=len(paths),
-        source_fps=delivered.fps or math.nan,
+        source_fps=float(delivered.fps or math.nan),
         source_width=source_width,
         source_height=source_height,
         source_duration_seconds=len(paths) / (delivered.fps or math.nan),

@@ -46,7 +46,7 @@ MANIFEST = Manifest(
     settings={"samples_per_shard": 256},
     num_videos=3,
     shards=(ShardFacts(name="val-000000.tar", num_samples=2, num_bytes=10240, sha256="0" * 64),),
-    faults=(Fault(video_id="x", reason='is empty, "really"', path="/x.mp4"),),
+    faults=(Fault(video_id="x", reason='is empty, "really"', path="/x.mp4", kind="empty"),),
     flip_pairs={"0": 1},
 )
 
@@ -131,4 +131,6 @@ def test_damaged_tables_are_corrupt_shards(folder: Path) -> None:
 
 def test_faults_are_a_table_that_other_programs_read() -> None:
     table = pd.read_csv(io.StringIO(faults_to_csv(MANIFEST.faults)))
-    assert table.to_dict("records") == [{"video_id": "x", "reason": 'is empty, "really"', "path": "/x.mp4"}]
+    assert table.to_dict("records") == [
+        {"video_id": "x", "reason": 'is empty, "really"', "path": "/x.mp4", "kind": "empty"}
+    ]

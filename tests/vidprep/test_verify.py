@@ -111,8 +111,9 @@ def test_annotated_lengths_do_not_change_the_plan_of_shards(videos: dict[str, Pa
     for name, chosen in (("plain", split), ("lengths", with_lengths)):
         shard(chosen, videos, out=tmp_path / name)
     plain, lengths = (
-        {path.name: path.read_bytes() for path in (tmp_path / name).iterdir()} for name in ("plain", "lengths")
-    )
+        {path.name: path.read_bytes() for path in (tmp_path / name).iterdir() if "ledger" not in path.name}
+        for name in ("plain", "lengths")
+    )  # a ledger tells times
     assert plain == lengths
     assert "val.plan.json" in plain
 
