@@ -52,7 +52,7 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def run(folder: Path, shards: Path, script: str, *, launcher: tuple[str, ...] = ()) -> str:
     """What a script prints, with its shards at hand and no GPU."""
     (folder / "SHARDS").symlink_to(shards)
-    (folder / "script.py").write_text(SCRIPTS[script], encoding="utf-8")
+    (folder / "script.py").write_text(script, encoding="utf-8")
     (folder / "driver.py").write_text(DRIVER, encoding="utf-8")
     quiet = {"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT)}
     done = subprocess.run(
@@ -97,13 +97,21 @@ def test_the_script_trains_on_every_video_in_each_epoch(
     tmp_path: Path, shards: Path, script: str, package: str
 ) -> None:
     pytest.importorskip(package)
-    assert_trained_on_every_video_in_both_epochs(run(tmp_path, shards, script))
+    assert_trained_on_every_video_in_both_epochs(run(tmp_path, shards, SCRIPTS[script]))
 
 
 @pytest.mark.slow
 def test_the_plain_script_runs_in_two_processes(tmp_path: Path, shards: Path) -> None:
     launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2")
-    assert_trained_on_every_video_in_both_epochs(run(tmp_path, shards, "Plain PyTorch", launcher=launcher))
+    assert_trained_on_every_video_in_both_epochs(run(tmp_path, shards, SCRIPTS["Plain PyTorch"], launcher=launcher))
+
+
+@pytest.mark.slow
+def test_the_webdataset_script_of_the_page_on_loading_runs(tmp_path: Path, shards: Path) -> None:
+    page = (ROOT / "docs" / "loading.md").read_text(encoding="utf-8")
+    (script,) = [script for script in re.findall(r"```python\n(.*?)```", page, re.DOTALL) if "webdataset(" in script]
+    output = run(tmp_path, shards, script + "print(*batch.frames.shape)\n")
+    assert output.splitlines()[0] == "8 1 8 3 224 224"  # a shard of 8 for each of two workers
 
 
 def test_loaders_bring_no_model_code() -> None:
