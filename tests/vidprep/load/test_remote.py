@@ -133,26 +133,20 @@ def test_any_url_of_fsspec_is_read(folder: Path, tmp_path: Path, scheme: str) ->
     assert_same_samples(ShardDataset(url, cache=ShardCache(url, root=tmp_path), **CLIPS), folder)
 
 
-def test_shards_in_an_object_store_are_read(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("s3fs")
-    moto = pytest.importorskip("moto.server")
-    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "key")
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "secret")
-    monkeypatch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-    running = moto.ThreadedMotoServer(port=0, verbose=False)
-    running.start()
-    try:
-        host, port = running.get_host_and_port()
-        options = {"client_kwargs": {"endpoint_url": f"http://{host}:{port}"}}
-        store = fsspec.filesystem("s3", **options)
-        store.mkdir("bucket")
-        for path in folder.iterdir():
-            store.pipe_file(f"bucket/shards/{path.name}", path.read_bytes())
-        url = "s3://bucket/shards"
-        cache = ShardCache(url, root=tmp_path, storage_options=options)
-        assert_same_samples(ShardDataset(url, cache=cache, **CLIPS), folder)
-    finally:
-        running.stop()
+def test_shards_in_an_object_store_are_read(
+    folder: Path,
+    tmp_path: Path,
+    s3_environment: dict[str, str],
+    s3_url: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    options = {"client_kwargs": {"endpoint_url": s3_environment["AWS_ENDPOINT_URL"]}}
+    monkeypatch.delenv("AWS_ENDPOINT_URL")  # only the options lead there
+    store = fsspec.filesystem("s3", **options)
+    for path in folder.iterdir():
+        store.pipe_file(f"{s3_url}/{path.name}", path.read_bytes())
+    cache = ShardCache(s3_url, root=tmp_path, storage_options=options)
+    assert_same_samples(ShardDataset(s3_url, cache=cache, **CLIPS), folder)
 
 
 def test_a_download_that_broke_off_goes_on_where_it_stopped(server: Server, folder: Path, tmp_path: Path) -> None:
