@@ -1,5 +1,6 @@
 """The exact sparse decoder: every frame that it gives is the one that a plain decode gives, bit for bit."""
 
+import gc
 import io
 import random
 import shutil
@@ -172,6 +173,26 @@ def test_mirrored_videos_are_shown_as_players_show_them(tmp_path: Path, rotation
     path = write(tmp_path, num_frames=3, rotation=rotation, mirrored=True)
     with PyavReader(path) as reader:
         assert [read_number(picture) for picture in reader.get_frames_at([0, 1, 2]).data] == [0, 1, 2]
+
+
+@pytest.mark.parametrize("rotation", [0, 90])
+def test_frames_are_freed_as_they_are_passed(tmp_path: Path, rotation: int) -> None:
+    path = write(tmp_path, rotation=rotation)
+    gc.collect()
+    gc.disable()
+    try:
+        before = count_stored_frames()
+        with PyavReader(path) as reader:
+            for picture in reader.iterate_frames(range(NUM_FRAMES)):
+                del picture
+                # The one that was just given, and those that the decoder gave together with it.
+                assert count_stored_frames() - before <= 4
+    finally:
+        gc.enable()
+
+
+def count_stored_frames() -> int:
+    return sum(isinstance(found, av.VideoFrame) for found in gc.get_objects())
 
 
 def test_frames_before_the_start_of_an_edit_list_are_not_counted(tmp_path: Path) -> None:

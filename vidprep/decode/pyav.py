@@ -13,6 +13,7 @@ import av
 import av.error
 import numpy as np
 from av.container import InputContainer
+from av.sidedata.sidedata import SideDataContainer
 from av.sidedata.sidedata import Type as SideDataType
 from av.video.reformatter import VideoReformatter
 from av.video.stream import VideoStream
@@ -479,7 +480,9 @@ def orientation(frame: av.VideoFrame, *, name: str) -> Orientation:
     Raises:
         CorruptVideo: a display matrix that is no multiple of a quarter turn, mirrored or not.
     """
-    parts: Any = frame.side_data  # a sequence of buffers; PyAV's stub knows motion vectors only
+    # Not `frame.side_data`: a frame keeps that, and it the frame, so that pictures of a megabyte would pile up in
+    # memory until Python next looks for cycles, and the decoder would fill new pages with every frame.
+    parts: Any = cast(Any, SideDataContainer)(frame)  # a sequence of buffers; the stub knows a mapping
     for side_data in parts:
         if side_data.type != SideDataType.DISPLAYMATRIX:
             continue
