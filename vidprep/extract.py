@@ -936,7 +936,8 @@ def _extract_group(
                 else:
                     with open_frames(group.path, video, settings) as (found, images):
                         facts = write(found, images, group.path, video)
-                entries.append({"folder": facts.folder, "facts": asdict(facts)})
+                # `asdict` copies the times one by one.
+                entries.append({"folder": facts.folder, "facts": dict(vars(facts))})
             except CannotWrite:
                 raise
             except (VidprepError, OSError, ValueError, MemoryError) as error:
