@@ -22,6 +22,10 @@ __all__ = ["JpegReader", "find_frames"]
 _PNG_MAGIC = b"\x89PNG\r\n\x1a\n"
 
 
+def _is_png(encoded: bytes | memoryview) -> bool:
+    return encoded[: len(_PNG_MAGIC)] == _PNG_MAGIC
+
+
 def _fresh(shape: tuple[int, ...]) -> NDArray[np.uint8]:
     return np.empty(shape, dtype=np.uint8)
 
@@ -30,7 +34,7 @@ class JpegReader:
     """JPEG (or PNG) frames as a video: a folder of numbered files, or a list of encoded frames.
 
     Args:
-        source: a folder, or the bytes of each frame in order.
+        source: a folder, or the bytes of each frame in order, which must stay as they are while they are read.
         template: of the files' names, with one number field: "img_{:05d}.jpg" or "img_{:05d}.png". Other files of
             the folder (optical flow, lists) are not looked at.
         fps: frames per second; None: `pts_seconds` are NaN.
@@ -46,7 +50,7 @@ class JpegReader:
 
     def __init__(
         self,
-        source: str | Path | Sequence[bytes],
+        source: str | Path | Sequence[bytes | memoryview],
         *,
         template: str = "image_{:05d}.jpg",
         fps: float | None = None,
@@ -55,7 +59,7 @@ class JpegReader:
     ) -> None:
         if fps is not None and not fps > 0:
             raise UsageError(f"fps must be positive or None, got {fps}.")
-        self._frames: Sequence[Path] | Sequence[bytes]
+        self._frames: Sequence[Path] | Sequence[bytes | memoryview]
         if isinstance(source, str | Path):
             self._name = str(source)
             self._frames = find_frames(Path(source), template=template)
@@ -68,7 +72,7 @@ class JpegReader:
         self.stored_height, self.stored_width = self._size_of(0, self._first)
         self._allocate = allocate
         short_side = min(self.stored_height, self.stored_width)
-        can_scale = min_side is not None and not self._first.startswith(_PNG_MAGIC)
+        can_scale = min_side is not None and not _is_png(self._first)
         sizes = (2, 4, 8) if can_scale else ()
         self._divisor = max([1, *(size for size in sizes if short_side / size >= (min_side or 0))])
         # rounded up, as libjpeg does
@@ -76,8 +80,7 @@ class JpegReader:
         self._options: dict[str, Any] = {"colorspace": "RGB"}
         if self._divisor > 1:
             self._options |= {"min_height": self._height, "min_width": self._width, "min_factor": 2}
-        step = np.nan if fps is None else 1 / fps
-        self._pts_seconds: NDArray[np.float64] = np.arange(self.num_frames, dtype=np.float64) * step
+        self._step_seconds = np.nan if fps is None else 1 / fps
 
     @property
     def num_frames(self) -> int:
@@ -97,7 +100,7 @@ class JpegReader:
     @property
     def pts_seconds(self) -> NDArray[np.float64]:
         """(num_frames,) index / fps; NaN without a frame rate."""
-        return self._pts_seconds
+        return np.arange(self.num_frames, dtype=np.float64) * self._step_seconds
 
     def get_frames_at(self, indices: Sequence[int] | NDArray[np.int64]) -> FrameBatch:
         """Frames at `indices` (t,), in that order; an index may repeat.
@@ -115,7 +118,7 @@ class JpegReader:
                 continue
             self.decode_into(index, data[place])
             done[index] = place
-        return FrameBatch(data=data.transpose(0, 3, 1, 2), pts_seconds=self._pts_seconds[wanted])
+        return FrameBatch(data=data.transpose(0, 3, 1, 2), pts_seconds=self.pts_seconds[wanted])
 
     def iterate_frames(self, indices: Sequence[int] | NDArray[np.int64]) -> Iterator[NDArray[np.uint8]]:
         """Frames (h, w, c) at `indices`, one after the other, each in the memory of the one before.
@@ -150,9 +153,9 @@ class JpegReader:
             )
         raise CorruptVideo(f"{self._label(index)}: is damaged: {fault}.") from fault
 
-    def _decode_into(self, encoded: bytes, picture: NDArray[np.uint8]) -> tuple[int, ...]:
+    def _decode_into(self, encoded: bytes | memoryview, picture: NDArray[np.uint8]) -> tuple[int, ...]:
         """The shape that was decoded; `picture` holds it where it has this shape."""
-        if not encoded.startswith(_PNG_MAGIC):
+        if not _is_png(encoded):
             shape: tuple[int, ...] = simplejpeg.decode_jpeg(encoded, buffer=picture, **self._options).shape
             return shape
         with Image.open(io.BytesIO(encoded)) as image:
@@ -172,16 +175,16 @@ class JpegReader:
     ) -> None:
         self.close()
 
-    def _encoded(self, index: int) -> bytes:
+    def _encoded(self, index: int) -> bytes | memoryview:
         frame = self._frames[index]
         try:
             return frame.read_bytes() if isinstance(frame, Path) else frame
         except OSError as error:
             raise CorruptVideo(f"{self._label(index)}: cannot be read: {error.strerror}.") from error
 
-    def _size_of(self, index: int, encoded: bytes) -> tuple[int, int]:
+    def _size_of(self, index: int, encoded: bytes | memoryview) -> tuple[int, int]:
         try:
-            if encoded.startswith(_PNG_MAGIC):
+            if _is_png(encoded):
                 with Image.open(io.BytesIO(encoded)) as image:
                     return image.height, image.width
             height, width, _, _ = simplejpeg.decode_jpeg_header(encoded)

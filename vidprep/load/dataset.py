@@ -11,8 +11,7 @@ workers nor the order of reading changes a clip.
 import math
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from functools import lru_cache
+from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
 from types import MappingProxyType
@@ -289,6 +288,12 @@ class SampleMaker:
     num_classes: int
     flip_pairs: Mapping[int, int]
     """Class -> class that a horizontal flip turns it into; of verb_noun: the verbs."""
+    _fixed_indices: dict[int, NDArray[np.int64]] = field(default_factory=dict, init=False, repr=False, compare=False)
+    """Where nothing is random, number of frames -> the clips."""
+    _fixed_windows: dict[tuple[int, int], tuple[Window, list[BoxMap]]] = field(
+        default_factory=dict, init=False, repr=False, compare=False
+    )
+    """(height, width) of frames -> what is done to them."""
 
     def __post_init__(self) -> None:
         settings = self.settings
@@ -394,9 +399,19 @@ class SampleMaker:
     ) -> NDArray[np.int64]:
         """Frames of the video's clips, (clips, t)."""
         if video.start_seconds is None and video.end_seconds is None:
-            return self.settings.indices(len(pts_seconds), rng)
+            return self._indices(len(pts_seconds), rng)
         candidates = _frames_of_segment(pts_seconds, video)
-        return candidates[self.settings.indices(len(candidates), rng)]
+        return candidates[self._indices(len(candidates), rng)]
+
+    def _indices(self, num_frames: int, rng: np.random.Generator | None) -> NDArray[np.int64]:
+        if rng is not None:
+            return self.settings.indices(num_frames, rng)
+        index = self._fixed_indices.get(num_frames)
+        if index is None:
+            index = self.settings.indices(num_frames, None)
+            index.flags.writeable = False
+            self._fixed_indices[num_frames] = index
+        return index
 
     def _plan(
         self,
@@ -423,7 +438,7 @@ class SampleMaker:
             index=index,
             windows=windows,
             labels=self._encode(labels),
-            pts_seconds=torch.from_numpy(np.concatenate([pts_seconds[index]] * len(box_maps))),
+            pts_seconds=torch.from_numpy(pts_seconds[np.concatenate([index] * len(box_maps))]),
             targets=targets,
         )
 
@@ -432,8 +447,10 @@ class SampleMaker:
     ) -> tuple[tuple[Window, ...], tuple[int, ...], list[BoxMap]]:
         """What is done to the frames, the labels of what they then show, and where the boxes of each view go."""
         if rng is None or self.settings.whole_frames:
-            window, box_maps = _fixed_window(self.settings, height, width)
-            return (window,), labels, box_maps
+            fixed = self._fixed_windows.get((height, width))
+            if fixed is None:
+                fixed = self._fixed_windows[height, width] = _fixed_window(self.settings, height, width)
+            return (fixed[0],), labels, fixed[1]
         # What a flip changes is the verb; a noun may have the same number.
         flipped, kept = (labels[:1], labels[1:]) if self.task == "verb_noun" else (labels, ())
         train_transform = self.settings.train_transform(self.flip_pairs)
@@ -443,8 +460,8 @@ class SampleMaker:
 
     def _encode(self, labels: tuple[int, ...]) -> Tensor:
         if self.task == "single_label":
-            # Quicker than a tensor from a number, by a share of the decoding that can be measured.
-            return _class_numbers(self.num_classes)[labels[0]].clone()
+            # Quicker than `torch.tensor`, by a share of the decoding that can be measured.
+            return torch.from_numpy(np.array(labels[0], dtype=np.int64))
         if self.task == "verb_noun":
             return torch.tensor(labels, dtype=torch.int64)
         hot = torch.zeros(self.num_classes, dtype=torch.float32)
@@ -674,11 +691,6 @@ def _fixed_window(settings: ClipSettings, height: int, width: int) -> tuple[Wind
         is_normalised=settings.dtype == "float32",
     )
     return window, [BoxMap(scale_x=1, scale_y=1, left=0, top=0, width=width, height=height)]
-
-
-@lru_cache(maxsize=8)
-def _class_numbers(num_classes: int) -> Tensor:
-    return torch.arange(num_classes)
 
 
 def _pictures(reader: VideoReader, wanted: Sequence[int]) -> Iterator[NDArray[np.uint8]]:

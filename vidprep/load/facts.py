@@ -27,13 +27,15 @@ class KeyFacts:
     """The shard and the file's name in it, for messages."""
 
     @classmethod
-    def parse(cls, data: bytes, *, where: str) -> Self:
+    def parse(cls, data: bytes | memoryview, *, where: str) -> Self:
         """Read the text of `KEY.json`."""
         try:
-            values = json.loads(data)
-            return cls(values={str(name): value for name, value in values.items()}, where=where)
-        except (ValueError, AttributeError) as error:
+            values = json.loads(str(data, "utf-8"))
+        except ValueError as error:
             raise CorruptShard(f"{where} is no JSON object ({error}); run `vidprep verify`.") from error
+        if not isinstance(values, dict):
+            raise CorruptShard(f"{where} is no JSON object but a {type(values).__name__}; run `vidprep verify`.")
+        return cls(values=values, where=where)
 
     def times(self, num_frames: int) -> NDArray[np.float64]:
         """(num_frames,) when each frame of a frame sample is shown in its video; NaN where that is not known."""

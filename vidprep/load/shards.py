@@ -6,9 +6,11 @@ use one data set at the same time.
 
 import logging
 import os
+import threading
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
+from operator import add
 from pathlib import Path
 from typing import Any, Unpack, overload
 
@@ -33,6 +35,9 @@ logger = logging.getLogger(__name__)
 
 READ_AHEAD_SHARDS = 2
 """Shards of a URL that are fetched before they are read."""
+
+_MAX_BYTES_AT_ONCE = 512 * 1024
+"""Frame samples up to this size are read at once, those of larger ones frame by frame, as they are wanted."""
 
 _MAX_OPEN_SHARDS = 256
 """Shards held open; further ones are opened for each read, far below the usual limit of 1024 files."""
@@ -138,6 +143,7 @@ class ShardDataset(Dataset[Sample]):
         """What is known of each sample, without its members, which for frame shards are most of the memory."""
         self._files = _ShardFiles(self.folder, self._cache)
         self._name = str(self.folder)
+        self._min_decoded_side = settings.min_decoded_side
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the random clips, crops and flips of `epoch`, counted from 0."""
@@ -175,19 +181,24 @@ class ShardDataset(Dataset[Sample]):
             CorruptShard: the shard is not what its index says.
         """
         index = position(index, len(self))
-        row = self.rows[index]
-        facts = self.facts(index) if self.manifest.content == "frames" else None
+        row, video = self.rows[index], self.videos[index]
+        rng = self.make.settings.rng(epoch, index)
         try:
-            with self._open(index) as reader:
-                return self.make(
-                    reader,
-                    self.videos[index],
-                    rng=self.make.settings.rng(epoch, index),
-                    pts_seconds=None if facts is None else facts.times(row.num_frames),
-                    boxes=None if facts is None else facts.boxes(row.num_frames),
-                    box_scale=(reader.width / row.width, reader.height / row.height) if facts else (1.0, 1.0),
-                    allocate=allocate,
-                )
+            if self.manifest.content == "video":
+                with self._open_video(index) as reader:
+                    return self.make(reader, video, rng=rng, allocate=allocate)
+            text, encoded = self._read_frames(index)
+            facts = self._parse(text, row)
+            frames = JpegReader(encoded, min_side=self._min_decoded_side, allocate=reused_memory)
+            return self.make(
+                frames,
+                video,
+                rng=rng,
+                pts_seconds=facts.times(row.num_frames),
+                boxes=facts.boxes(row.num_frames),
+                box_scale=(frames.width / row.width, frames.height / row.height),
+                allocate=allocate,
+            )
         except CorruptVideo as error:
             raise CorruptVideo(f"sample {row.key} of {self.folder / row.shard} gives no clip: {error}") from error
 
@@ -200,10 +211,22 @@ class ShardDataset(Dataset[Sample]):
         offsets, sizes = self._media[index]
         return _StoredMembers(self._files, self.rows[index].shard, offsets, sizes)
 
-    def _open(self, index: int) -> VideoReader:
+    def _read_frames(self, index: int) -> tuple[bytes | memoryview, Sequence[bytes | memoryview]]:
+        """KEY.json and the frames of a sample; the next call in the same thread may overwrite them."""
+        (text_at,), (text_size,) = self._facts[index]
+        offsets, sizes = self._media[index]
+        shard = self.rows[index].shard
+        first = min(text_at, *offsets)
+        end = max(text_at + text_size, *map(add, offsets, sizes))
+        if end - first > _MAX_BYTES_AT_ONCE:
+            return self._files.read(shard, text_at, text_size), _StoredMembers(self._files, shard, offsets, sizes)
+        memory = _block_memory(end - first)
+        self._files.read_into(memory, shard, first)
+        frames = [memory[at - first : at - first + size] for at, size in zip(offsets, sizes, strict=True)]
+        return memory[text_at - first : text_at - first + text_size], frames
+
+    def _open_video(self, index: int) -> VideoReader:
         row, encoded = self.rows[index], self.encoded(index)
-        if self.manifest.content == "frames":
-            return JpegReader(encoded, min_side=self.make.settings.min_decoded_side, allocate=reused_memory)
         reader = open_video(encoded[0], backend=self.backend)
         if reader.num_frames != row.num_frames:
             reader.close()
@@ -219,9 +242,11 @@ class ShardDataset(Dataset[Sample]):
         Raises:
             CorruptShard: the shard is not what its index says.
         """
-        row, (offsets, sizes) = self.rows[index], self._facts[index]
-        data = self._files.read(row.shard, int(offsets[0]), int(sizes[0]))
-        return KeyFacts.parse(data, where=f"{self._name}/{row.shard}: {row.key}.json")
+        row, ((offset,), (size,)) = self.rows[index], self._facts[index]
+        return self._parse(self._files.read(row.shard, offset, size), row)
+
+    def _parse(self, text: bytes | memoryview, row: SampleRow) -> KeyFacts:
+        return KeyFacts.parse(text, where=f"{self._name}/{row.shard}: {row.key}.json")
 
     def close(self) -> None:
         """Let go of the shards; a later read opens them again."""
@@ -238,9 +263,9 @@ class _MemberTable:
         self.sizes = np.array([member.size for sample in members for member in sample], dtype=np.int64)
         self.first = np.cumsum([0, *map(len, members)])
 
-    def __getitem__(self, index: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    def __getitem__(self, index: int) -> tuple[list[int], list[int]]:
         part = slice(self.first[index], self.first[index + 1])
-        return self.offsets[part], self.sizes[part]
+        return self.offsets[part].tolist(), self.sizes[part].tolist()
 
 
 class _ShardFiles:
@@ -257,6 +282,16 @@ class _ShardFiles:
         Raises:
             CorruptShard: the shard is missing or ends before them.
         """
+        data = bytearray(size)
+        self.read_into(memoryview(data), shard, offset)
+        return bytes(data)
+
+    def read_into(self, memory: memoryview, shard: str, offset: int) -> None:
+        """As many bytes of a shard as there is memory for.
+
+        Raises:
+            CorruptShard: the shard is missing or ends before them.
+        """
         descriptor = self._open.get(shard)
         kept = descriptor is not None
         try:
@@ -269,18 +304,17 @@ class _ShardFiles:
                 if self._cache is None and len(self._open) < _MAX_OPEN_SHARDS:
                     # setdefault is atomic: of two threads that open one shard, the first one's file is kept
                     kept = self._open.setdefault(shard, descriptor) == descriptor
-            data = os.pread(descriptor, size, offset)
+            num_read = os.preadv(descriptor, [memory], offset)
         except OSError as error:
             raise CorruptShard(f"{self.folder / shard}: cannot be read ({error}); run `vidprep verify`.") from error
         finally:
             if descriptor is not None and not kept:
                 os.close(descriptor)
-        if len(data) < size:
+        if num_read < len(memory):
             raise CorruptShard(
-                f"{self.folder / shard}: ends before byte {offset + size} that its index names; "
+                f"{self.folder / shard}: ends before byte {offset + len(memory)} that its index names; "
                 "it was cut short, write it again with `vidprep shard`."
             )
-        return data
 
     def close(self) -> None:
         while self._open:
@@ -296,7 +330,7 @@ class _ShardFiles:
 class _StoredMembers(Sequence[bytes]):
     """The frames or the video of a sample, each read from its shard when it is asked for."""
 
-    def __init__(self, files: _ShardFiles, shard: str, offsets: NDArray[np.int64], sizes: NDArray[np.int64]) -> None:
+    def __init__(self, files: _ShardFiles, shard: str, offsets: Sequence[int], sizes: Sequence[int]) -> None:
         self._files, self._shard, self._offsets, self._sizes = files, shard, offsets, sizes
 
     def __len__(self) -> int:
@@ -311,7 +345,18 @@ class _StoredMembers(Sequence[bytes]):
     def __getitem__(self, index: int | slice) -> bytes | list[bytes]:
         if isinstance(index, slice):
             return [self[i] for i in range(*index.indices(len(self)))]
-        return self._files.read(self._shard, int(self._offsets[index]), int(self._sizes[index]))
+        return self._files.read(self._shard, self._offsets[index], self._sizes[index])
+
+
+_block = threading.local()
+
+
+def _block_memory(num_bytes: int) -> memoryview:
+    """Memory for a sample as it is stored, the thread's own: the next one overwrites it."""
+    if not hasattr(_block, "memory"):
+        _block.memory = memoryview(bytearray(_MAX_BYTES_AT_ONCE))
+    memory: memoryview = _block.memory
+    return memory[:num_bytes]
 
 
 def _long_enough(rows: Sequence[SampleRow], min_frames: int, *, where: str) -> list[SampleRow]:
