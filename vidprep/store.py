@@ -39,7 +39,7 @@ Location = Path | str
 """A path, or the text of a path or of a URL."""
 
 SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
-EXTRAS = {"s3": "s3", "s3a": "s3", "gs": "gcs", "gcs": "gcs"}
+EXTRAS = {"s3": "remote", "s3a": "remote", "gs": "gcs", "gcs": "gcs"}
 """Scheme -> the extra of ours that brings its driver."""
 HEAD_BYTES = 1 << 16
 """Of a file whose first line is wanted; the first line of most sidecars is far shorter."""

@@ -1,5 +1,6 @@
 import re
 import sys
+import tomllib
 import uuid
 from pathlib import Path
 
@@ -117,6 +118,8 @@ def test_an_unknown_kind_of_store_and_a_missing_driver_are_named(monkeypatch: py
         MissingPackage, match=re.escape("gs:// needs a driver that is not installed: pip install 'vidp")
     ):
         open_store("gs://bucket")
+    project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]
+    assert set(store_module.EXTRAS.values()) <= project["optional-dependencies"].keys()
 
 
 def test_a_bucket_that_is_not_there_cannot_be_written(s3_environment: dict[str, str]) -> None:
