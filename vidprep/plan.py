@@ -418,16 +418,14 @@ def _short_gop(pictures: Sequence[NDArray[np.uint8]], rate: float) -> bytes:
     height, width = pictures[0].shape[:2]
     with av.open(stream, "w", format="mp4") as out:
         video: Any = out.add_stream("libx264", rate=Fraction(rate).limit_denominator(1001))
-        video.width, video.height = width - width % 2, height - height % 2
+        video.width, video.height = max(width - width % 2, 2), max(height - height % 2, 2)
         video.pix_fmt = "yuv420p"
         video.codec_context.gop_size = GOP_FRAMES
         video.codec_context.thread_count = 1
         video.options = {"crf": "23", "preset": "veryfast", "sc_threshold": "0"}
         for picture in pictures:
-            frame = av.VideoFrame.from_ndarray(
-                np.ascontiguousarray(picture[: video.height, : video.width]), format="rgb24"
-            )
-            out.mux(video.encode(frame))
+            frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(picture), format="rgb24")
+            out.mux(video.encode(frame.reformat(width=video.width, height=video.height)))
         out.mux(video.encode(None))
     return stream.getvalue()
 

@@ -70,6 +70,16 @@ def test_a_long_video_is_measured_on_its_beginning(tmp_path: Path) -> None:
     assert plan.video_hours * 3600 == pytest.approx(60.0, rel=0.05)
 
 
+def test_a_video_of_one_pixel_is_measured_like_any_other(videos: dict[str, Path], tmp_path: Path) -> None:
+    plan = make_plan(
+        make_split(Video(video_id="a")),
+        videos,
+        settings=FrameFormat(width=1, height=1),
+        folder=tmp_path,
+    )
+    assert (plan.num_measured, plan.faults) == (1, {})
+
+
 def test_videos_that_cannot_be_measured_are_named(videos: dict[str, Path], tmp_path: Path) -> None:
     (tmp_path / "text.mp4").write_text("no video")
     split = make_split(Video(video_id="text"), Video(video_id="a"))
