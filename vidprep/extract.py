@@ -39,7 +39,7 @@ from vidprep.engine import (
     writing,
 )
 from vidprep.errors import CorruptVideo, FaultKind, MissingVideo, UsageError, VidprepError, WrongLength, kind_of
-from vidprep.ffmpeg import FfmpegOptions, extract_with_ffmpeg, require_ffmpeg
+from vidprep.ffmpeg import FfmpegOptions, check_filter, extract_with_ffmpeg, require_ffmpeg
 from vidprep.index import Fault, faults_to_csv, sample_id
 from vidprep.ledger import check_retry, ends_in_newline, now, samples_line
 from vidprep.sampling import sample_clips
@@ -586,6 +586,8 @@ def extract(
         if delivered is not None:
             raise UsageError(f"{split.dataset} is delivered as folders of frames; leave the ffmpeg program out.")
         require_ffmpeg()
+        if ffmpeg.filter:
+            check_filter(ffmpeg.filter)
     if out.exists() and not out.is_dir():
         raise UsageError(f"{out}: is a file; give --out the name of a folder.")
     with writing(out):

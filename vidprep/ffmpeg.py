@@ -5,10 +5,14 @@
 Slower than the extraction of vidprep itself, and exact as far as the program is: it is told to end at the first error.
 """
 
+import ctypes
+import json
 import math
 import re
 import shutil
+import signal
 import subprocess
+import sys
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,8 +22,9 @@ from typing import Any
 
 from vidprep.errors import CorruptVideo, MissingVideo, UsageError, VidprepError
 from vidprep.types import FrameFormat, Video
+from vidprep.workers import is_apart
 
-__all__ = ["FfmpegFrames", "FfmpegOptions", "extract_with_ffmpeg", "require_ffmpeg"]
+__all__ = ["FfmpegFrames", "FfmpegOptions", "check_filter", "extract_with_ffmpeg", "require_ffmpeg"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,6 +70,21 @@ def require_ffmpeg() -> None:
                 f"--backend ffmpeg needs the program {program} (FFmpeg 5.1 or later) on the PATH: "
                 "apt install ffmpeg, or conda install ffmpeg."
             )
+
+
+def check_filter(filters: str) -> None:
+    """Raise now rather than for each video. (Whether a filter suits the videos, only they can tell.)
+
+    Raises:
+        UsageError: the program knows no such filter, or not the option that it is given.
+    """
+    picture = ["-f", "lavfi", "-i", "color=size=64x64:rate=1:duration=1"]
+    command = ["ffmpeg", "-hide_banner", "-nostdin", "-loglevel", "error", *picture, "-vf", filters]
+    log = _start([*command, "-frames:v", "1", "-f", "null", "-"]).stderr
+    if found := re.search(r"No such filter: '.*'|Option '.*' not found", log):
+        raise UsageError(
+            f"--filter {filters}: {found[0]}; `ffmpeg -filters` lists them, `ffmpeg -h filter=NAME` says more."
+        )
 
 
 def extract_with_ffmpeg(
@@ -140,13 +160,12 @@ class _Probed:
 
 
 def _probe(source: Path) -> _Probed:
-    import ffmpeg
-
-    try:
-        report = ffmpeg.probe(f"file:{source}", count_packets=None)
-    except ffmpeg.Error as error:
-        complaint = _last_line(error.stderr.decode(errors="replace")).removeprefix(f"file:{source}: ")
-        raise CorruptVideo(f"{source}: ffprobe does not open it: {complaint}.") from error
+    command = ["ffprobe", "-show_format", "-show_streams", "-of", "json", "-count_packets", f"file:{source}"]
+    done = _start(command)
+    if done.returncode != 0:
+        complaint = _last_line(done.stderr).removeprefix(f"file:{source}: ")
+        raise CorruptVideo(f"{source}: ffprobe does not open it: {complaint}.")
+    report = json.loads(done.stdout)
     streams = [
         stream
         for stream in report["streams"]
@@ -216,13 +235,32 @@ def _run(
         ffmpeg.output(opened[str(found.stream)], target, **output),
         cmd=["ffmpeg", "-hide_banner", "-nostdin", "-nostats", "-loglevel", "level+info", "-xerror"],
     )
-    # A program that the user has, with arguments of the user.
-    done = subprocess.run(  # noqa: S603
-        command, cwd=folder, capture_output=True, text=True, errors="replace", check=False
-    )
+    done = _start(command, folder=folder)
     if done.returncode != 0:
         raise CorruptVideo(f"{source}: ffmpeg ends with an error: {_last_line(done.stderr)}.")
     return done.stderr
+
+
+_LIBC = ctypes.CDLL(None) if sys.platform == "linux" else None
+PR_SET_PDEATHSIG = 1
+
+
+def _end_with_parent() -> None:
+    if _LIBC is not None:
+        _LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def _start(command: Sequence[str], *, folder: Path | None = None) -> "subprocess.CompletedProcess[str]":
+    """Run a program of the user's; one that a worker process started ends with it, however that ends (on Linux)."""
+    return subprocess.run(  # noqa: S603
+        command,
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        errors="replace",
+        check=False,
+        preexec_fn=_end_with_parent if is_apart() else None,
+    )
 
 
 def _last_line(log: str) -> str:

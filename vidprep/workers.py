@@ -25,7 +25,18 @@ from typing import Any, Generic, Literal, TypeVar
 
 from vidprep.errors import FaultKind, VidprepError
 
-__all__ = ["Death", "DeathKind", "Done", "WorkerDied", "attempt", "attempt_apart", "begin_part", "end_idle", "end_run"]
+__all__ = [
+    "Death",
+    "DeathKind",
+    "Done",
+    "WorkerDied",
+    "attempt",
+    "attempt_apart",
+    "begin_part",
+    "end_idle",
+    "end_run",
+    "is_apart",
+]
 
 U = TypeVar("U")
 R = TypeVar("R")
@@ -93,6 +104,11 @@ def begin_part(part: str) -> None:
     """
     if _watch is not None:
         _watch.begin(part)
+
+
+def is_apart() -> bool:
+    """Whether this is such a process, at work: it may be ended at any moment."""
+    return _watch is not None
 
 
 def attempt(work: Callable[[U], R], unit: U) -> Done[R]:

@@ -1,4 +1,7 @@
+import os
 import shutil
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +15,7 @@ from vidprep.extract import ExtractReport, extract, read_frame_index
 from vidprep.ffmpeg import FfmpegOptions
 from vidprep.splits import Split
 from vidprep.types import FrameFormat, Video
+from vidprep.workers import end_idle
 
 needs_ffmpeg = pytest.mark.skipif(shutil.which("ffmpeg") is None, reason="needs the ffmpeg program")
 
@@ -92,7 +96,7 @@ def test_filters_of_the_user_change_the_pictures(template: str, tmp_path: Path) 
 @needs_ffmpeg
 def test_what_the_program_complains_of_is_the_reason(tmp_path: Path) -> None:
     path = write_numbered_video(tmp_path / "a.mp4", num_frames=4)
-    [fault] = run(path, tmp_path / "filter", FrameFormat(), FfmpegOptions(filter="nonsense=3")).faults
+    [fault] = run(path, tmp_path / "filter", FrameFormat(), FfmpegOptions(filter="crop=6400:6400")).faults
     assert "ffmpeg ends with an error" in fault.reason
     (tmp_path / "b.mp4").write_bytes(b"not a video" * 100)
     [fault] = run(tmp_path / "b.mp4", tmp_path / "file", FrameFormat(), FfmpegOptions()).faults
@@ -101,6 +105,47 @@ def test_what_the_program_complains_of_is_the_reason(tmp_path: Path) -> None:
     assert not list((tmp_path / "file").rglob("*.jpg"))
     [fault] = run(path, tmp_path / "none", FrameFormat(), FfmpegOptions(filter="select=0")).faults
     assert "the program wrote no frame of it" in fault.reason
+
+
+@needs_ffmpeg
+@pytest.mark.parametrize(
+    ("filters", "found"), [("nonsense=3", "No such filter: 'nonsense'"), ("crop=qq=3", "Option 'qq' not found")]
+)
+def test_a_filter_that_the_program_does_not_know_is_refused_before_the_run(
+    filters: str, found: str, tmp_path: Path
+) -> None:
+    path = write_numbered_video(tmp_path / "a.mp4", num_frames=4)
+    with pytest.raises(UsageError, match=f"--filter {filters}: {found}; `ffmpeg -filters` lists them"):
+        run(path, tmp_path / "out", FrameFormat(), FfmpegOptions(filter=filters))
+    assert not (tmp_path / "out").exists()
+
+
+@needs_ffmpeg
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux ends a program with the process that started it")
+def test_a_program_that_hangs_ends_with_its_worker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    programs, mark = tmp_path / "programs", tmp_path / "pid"
+    programs.mkdir()
+    (programs / "ffprobe").write_text(f"#!/bin/sh\necho $$ > '{mark}'\nexec sleep 60\n")
+    (programs / "ffprobe").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{programs}{os.pathsep}{os.environ['PATH']}")
+    path = write_numbered_video(tmp_path / "a.mp4", num_frames=4)
+    split = Split(dataset="folder", split="val", task="single_label", classes=("one",), videos=(Video(video_id="a"),))
+    end_idle()  # processes that wait for work know another PATH
+    report = extract(
+        split,
+        {"a": path},
+        out=tmp_path / "out",
+        settings=FrameFormat(),
+        ffmpeg=FfmpegOptions(),
+        time_limit_seconds=2.0,
+    )
+    end_idle()
+    assert [fault.kind for fault in report.faults] == ["hung"]
+    status = Path(f"/proc/{int(mark.read_text())}/status")
+    deadline = time.monotonic() + 5
+    while status.exists() and "(zombie)" not in status.read_text():
+        assert time.monotonic() < deadline, "the program is still running"
+        time.sleep(0.05)
 
 
 def test_a_missing_program_is_said_before_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
