@@ -639,8 +639,13 @@ def shard(
     check: CheckHow = Check.decode,
     fps: Fps = None,
     rate_mode: Rate = None,
+    num_frames: NumFrames = None,
+    is_keyframes: Keyframes = False,
     short_side: ShortSide = None,
+    height: Height = None,
+    size: Size = None,
     quality: Quality = None,
+    subsampling: ChosenSubsampling = None,
     workers: Workers = _num_cores(),
     engine: ChosenEngine = None,
     scheduler: Scheduler = None,
@@ -661,7 +666,17 @@ def shard(
     chosen_content = content or (Content.frames if is_from_frames or has_no_files else Content.video)
     if chosen_content is Content.video and is_from_frames:
         raise UsageError("--from frames gives shards of frames; leave --content video out.")
-    options = {"--fps": fps, "--rate-mode": rate_mode, "--short-side": short_side, "--quality": quality}
+    options = {
+        "--fps": fps,
+        "--rate-mode": rate_mode,
+        "--num-frames": num_frames,
+        "--keyframes": is_keyframes or None,
+        "--short-side": short_side,
+        "--height": height,
+        "--size": size,
+        "--quality": quality,
+        "--subsampling": subsampling,
+    }
     given = [option for option, value in options.items() if value is not None]
     if given and (chosen_content is Content.video or is_from_frames):
         raise UsageError(f"{', '.join(given)}: for --content frames straight from videos, not for what is given.")
@@ -671,7 +686,18 @@ def shard(
     info, chosen, paths = _load_anywhere(dataset, split_name, place, is_located=not is_from_frames)
     settings = None
     if chosen_content is Content.frames and not is_from_frames:
-        settings = _frame_format(info, fps=fps, rate_mode=rate_mode, short_side=short_side, quality=quality)
+        settings = _frame_format(
+            info,
+            fps=fps,
+            rate_mode=rate_mode,
+            num_frames=num_frames,
+            is_keyframes=is_keyframes,
+            short_side=short_side,
+            height=height,
+            size=size,
+            quality=quality,
+            subsampling=subsampling,
+        )
     is_delivered = info.media == "frames" and not is_from_frames
     boxes = None
     if is_delivered and info.task == "detection":

@@ -608,7 +608,7 @@ def _sample_bytes(items: Sequence[_Item], job: _Job, hands: _Hands) -> list[int]
     """About how many bytes each sample takes in its shard; none where there is no video.
 
     Of videos: the size of the file. Of frames: in proportion to the size of the file, the seconds of the segment or
-    the number of frames, by what `NUM_ESTIMATED` samples take.
+    the number of frames, by what `NUM_ESTIMATED` samples take; so many frames of each take the same.
     """
     weights = _weights(items, job)
     if job.content == "video":
@@ -645,7 +645,7 @@ def _weights(items: Sequence[_Item], job: _Job) -> list[float]:
             weights.append(0.0)
         elif item.frames is not None:
             weights.append(float(item.frames.num_frames))
-        elif job.delivered is not None:
+        elif job.delivered is not None or (job.settings is not None and job.settings.num_frames is not None):
             weights.append(1.0)
         elif job.content == "frames" and end is not None:
             weights.append(max(end - (start or 0.0), 0.0))

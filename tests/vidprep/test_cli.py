@@ -12,6 +12,7 @@ from PIL import Image
 from tests.videos import read_number, write_numbered_video
 from vidprep import __version__
 from vidprep.cli import main
+from vidprep.index import read_manifest, read_samples
 
 Run = Callable[..., tuple[int, str, str]]
 
@@ -97,6 +98,22 @@ def test_frames_lie_below_the_data_root_by_default(run: Run, tmp_path: Path) -> 
     # They are no videos of the next run.
     arguments = shard_arguments(tmp_path, tmp_path / "out")
     assert run(*arguments, "--from", "frames")[0] == 0
+
+
+def test_frames_go_straight_into_shards_in_every_form_that_extract_knows(
+    run: Run, data_root: Path, tmp_path: Path
+) -> None:
+    command = [*shard_arguments(data_root, tmp_path), "--content", "frames", "--subsampling", "444"]
+    status, _, _ = run(*command, "--num-frames", 3, "--size", "40x24")
+    assert status == 1  # one fault
+    [row] = {(row.num_frames, row.width, row.height) for row in read_samples(tmp_path, "all")}
+    assert row == (3, 40, 24)
+    assert read_manifest(tmp_path, "all").settings["frames"]["subsampling"] == "444"
+    (tmp_path / "all-000000.tar").write_bytes(b"damaged")
+    status, output, _ = run("repair", tmp_path, "--data-root", data_root, "--workers", 1)
+    assert "all-000000.tar: rebuilt, the same bytes as before" in output
+    status, _, errors = run(*shard_arguments(data_root, tmp_path / "b"), "--keyframes", "--height", 24)
+    assert (status, "--keyframes, --height: for --content frames straight from videos" in errors) == (2, True)
 
 
 def test_videos_are_verified_without_shards(run: Run, data_root: Path) -> None:

@@ -361,6 +361,22 @@ def test_shards_of_so_many_bytes_are_planned_and_the_plan_stays(videos: dict[str
         shard(split, videos, out=tmp_path / "c", shard_bytes=40_000, samples_per_shard=3)
 
 
+def test_shards_of_so_many_frames_each_hold_as_many_samples(tmp_path: Path) -> None:
+    lengths = {"a.mp4": 4, "b.mp4": 60, "c.mp4": 4, "d.mp4": 60}
+    paths = {name: write_numbered_video(tmp_path / name, num_frames=count) for name, count in lengths.items()}
+    probe = shard(make_split(paths), paths, out=tmp_path / "a", content="frames", frames=FrameFormat(num_frames=4))
+    half = sum(facts.num_bytes for facts in probe.manifest.shards) // 2 + 4096
+    shard(
+        make_split(paths),
+        paths,
+        out=tmp_path / "b",
+        content="frames",
+        frames=FrameFormat(num_frames=4),
+        shard_bytes=half,
+    )
+    assert [facts.num_samples for facts in read_manifest(tmp_path / "b").shards] == [2, 2]
+
+
 def test_shards_of_frames_are_planned_by_what_some_samples_take(videos: dict[str, Path], tmp_path: Path) -> None:
     target = 100_000
     settings = FrameFormat(fps=None, short_side=None)
