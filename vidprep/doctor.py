@@ -116,7 +116,8 @@ print(torchvision.__version__)
 """
 _CLIP = """
 import os, tempfile, av, numpy as np
-path = os.path.join(tempfile.mkdtemp(prefix="vidprep-doctor-"), "a.mp4")
+folder = tempfile.TemporaryDirectory(prefix="vidprep-doctor-", ignore_cleanup_errors=True)
+path = os.path.join(folder.name, "a.mp4")
 with av.open(path, "w") as out:
     video = out.add_stream("libx264" if "libx264" in av.codecs_available else "mpeg4", rate=10)
     video.width = video.height = 64
@@ -124,10 +125,6 @@ with av.open(path, "w") as out:
     for _ in range(3):
         out.mux(video.encode(av.VideoFrame.from_ndarray(np.zeros((64, 64, 3), np.uint8), format="rgb24")))
     out.mux(video.encode(None))
-"""
-_REMOVE_CLIP = """
-os.remove(path)
-os.rmdir(os.path.dirname(path))
 """
 _TORCHCODEC = (
     _CLIP
@@ -137,8 +134,8 @@ from importlib.metadata import version
 frames = VideoDecoder(path)
 assert len(frames) == 3 and frames[2].shape == (3, 64, 64)
 print(version("torchcodec"))
+folder.cleanup()
 """
-    + _REMOVE_CLIP
 )
 _DECORD = (
     _CLIP
@@ -147,8 +144,8 @@ import decord
 frames = decord.VideoReader(path)
 assert len(frames) == 3 and frames[2].shape == (64, 64, 3)
 print(f"{decord.__version__} (unmaintained; the default is PyAV)")
+folder.cleanup()
 """
-    + _REMOVE_CLIP
 )
 _DALI = """
 import nvidia.dali as dali

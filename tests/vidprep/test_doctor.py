@@ -42,6 +42,13 @@ def test_a_broken_library_is_a_line_with_its_cure(tmp_path: Path) -> None:
     assert json.loads(report.to_json())["is_fit"] is False
 
 
+def test_a_library_that_is_missing_leaves_no_clip_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    state, detail = doctor._try_program(doctor._DECORD.replace("import decord", "import nothing_of_this_name"))
+    assert (state, detail) == ("unfit", "ModuleNotFoundError: No module named 'nothing_of_this_name'")
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.usefixtures("quick")
 def test_a_folder_that_cannot_be_written_is_said(tmp_path: Path) -> None:
     found = {finding.name: finding for finding in examine(tmp_path / "none").findings}
