@@ -801,7 +801,7 @@ def ledger(
     import json
 
     from vidprep.engine import publish
-    from vidprep.ledger import LedgerReport, entries_to_csv, ledger_paths, read_ledger
+    from vidprep.ledger import LedgerReport, entries_to_csv, ledger_paths, missing_tasks, read_ledger
 
     reports = []
     for name, paths in ledger_paths(folder, split_name).items():
@@ -809,6 +809,8 @@ def ledger(
         for entry in read_ledger(paths):
             report.count(entry)
         typer.echo(report.to_text())
+        if missing := missing_tasks(paths):
+            typer.echo(f"  not counted: the samples of tasks that have noted nothing yet: {missing}")
         reports.append(report)
     if csv_file is not None:
         with publish(csv_file.absolute()) as stream:

@@ -15,6 +15,7 @@ import csv
 import hashlib
 import io
 import json
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -36,6 +37,7 @@ __all__ = [
     "ends_in_newline",
     "entries_to_csv",
     "ledger_paths",
+    "missing_tasks",
     "now",
     "read_ledger",
     "samples_line",
@@ -162,6 +164,8 @@ def ledger_paths(folder: Path, split: str | None = None) -> dict[str, list[Path]
     Raises:
         UsageError: no such folder, no ledger, no such split.
     """
+    if re.match("[a-z][a-z0-9]+:/", str(folder)):  # "s3://a" as a path is "s3:/a"
+        raise UsageError(f"{folder}: ledgers are read from a disk; copy the *{LEDGER_SUFFIX} of the store to a folder.")
     folder = folder.absolute()
     journal = folder.with_name(f"{folder.name}.journal")
     if journal.is_file():
@@ -180,6 +184,28 @@ def ledger_paths(folder: Path, split: str | None = None) -> dict[str, list[Path]
             raise UsageError(f"{folder}: no ledger of {split!r}; {suggest(split, found)}")
         found = {split: found[split]}
     return found
+
+
+def missing_tasks(paths: Sequence[Path]) -> str:
+    """In words, the tasks of a job array that have noted nothing yet; empty where all have, or one run did all."""
+    found = [re.search(r"\.(\d+)-of-(\d+)\.", path.name) for path in paths]
+    tasks = {(int(task[1]), int(task[2])) for task in found if task is not None}
+    if not tasks or None in found:
+        return ""  # the ledger of one run, or the journal of extracted frames, names all samples
+    if paths[0].with_name(f"{paths[0].name.partition('.')[0]}.json").exists():
+        return ""  # all shards are finished, by tasks of whatever number
+    missing = [
+        f"{number}/{count}"
+        for count in sorted({count for _, count in tasks})
+        for number in range(1, count + 1)
+        if (number, count) not in tasks
+    ]
+    more = f" and {len(missing) - MAX_NAMED} more" if len(missing) > MAX_NAMED else ""
+    return f"{', '.join(missing[:MAX_NAMED])}{more}"
+
+
+MAX_NAMED = 8
+"""Tasks that are named one by one."""
 
 
 def read_ledger(paths: Sequence[Path]) -> Iterator[Entry]:

@@ -11,7 +11,7 @@ from tests.vidprep.fatal import cut_fatally, die_by_frames, extract_fatally
 from vidprep import clips as clips_module
 from vidprep import extract as extract_module
 from vidprep import shard as shard_module
-from vidprep.cli import app
+from vidprep.cli import app, main
 from vidprep.clips import ClipFormat, clips
 from vidprep.datasets import get
 from vidprep.errors import EmptyVideo, MissingVideo, UsageError, VidprepError, kind_of
@@ -176,6 +176,21 @@ def test_the_ledgers_of_tasks_are_read_as_one(videos: dict[str, Path], tmp_path:
     assert not (tmp_path / "val.ledger.jsonl").exists()
 
 
+def test_tasks_that_have_noted_nothing_are_named(
+    videos: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    split = make_split(*(Video(video_id=name) for name in videos))
+    monkeypatch.setattr("sys.argv", ["vidprep", "ledger", str(tmp_path)])
+    for number, said in (
+        (2, "that have noted nothing yet: 1/3, 3/3\n"),
+        (1, "yet: 3/3\n"),
+        (3, "pending               0\n"),
+    ):
+        shard(split, videos, out=tmp_path, samples_per_shard=2, task=ArrayTask(number=number, count=3))
+        assert main() == 0
+        assert capsys.readouterr().out.endswith(said)
+
+
 def test_the_command_counts_states_and_reasons_and_exports_them(
     videos: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -242,6 +257,8 @@ def test_wrong_questions_are_answered_in_one_sentence(tmp_path: Path) -> None:
         ledger_paths(tmp_path)
     with pytest.raises(UsageError, match="no such folder; give what `vidprep shard` or `vidprep extract` wrote"):
         ledger_paths(tmp_path / "none")
+    with pytest.raises(UsageError, match="ledgers are read from a disk; copy the "):
+        ledger_paths(Path("s3://bucket/shards"))
     (tmp_path / "val.ledger.jsonl").write_text('{"key": "0", "state": "done"}\n')
     with pytest.raises(UsageError, match="no ledger of 'vla'; did you mean val"):
         ledger_paths(tmp_path, "vla")
