@@ -149,7 +149,10 @@ def _run_apart(
         for index, of_unit in deaths.items():
             again: Done[R] | Death | None = None
             for _ in range(retries):
-                again = pool.submit(work, units[index]).result()
+                future = pool.submit(work, units[index])
+                while not wait([future], timeout=pool.check_seconds).done:
+                    pool.check()
+                again = future.result()
                 if isinstance(again, Done):
                     break
                 of_unit.append(again)

@@ -6,15 +6,19 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
+from concurrent.futures import Future
 from contextlib import closing
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from vidprep import engine
 from vidprep.engine import CannotWrite, Outcome, WorkerDied, differences, lock, publish, run, sweep, writing
-from vidprep.errors import CorruptVideo, UsageError
-from vidprep.workers import begin_part
+from vidprep.errors import CorruptVideo, UsageError, VidprepError
+from vidprep.workers import Death, begin_part
 
 
 def double(number: int) -> int:
@@ -317,3 +321,27 @@ def test_differences_are_named_with_both_values() -> None:
     many = {f"setting_{number}": number for number in range(9)}
     assert differences({"frames": many}, {"frames": many | {"setting_8": 0}}) == "frames.setting_8 was 8, now 0"
     assert differences({"frames": None}, {"frames": {"fps": 5}}) == "frames was None, now {'fps': 5}"
+
+
+def test_a_cluster_that_is_lost_during_the_second_attempt_ends_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Pool:
+        check_seconds = 0.01
+        num_submitted = 0
+
+        def capacity(self) -> int:
+            return 1
+
+        def submit(self, work: Callable[[int], int], unit: int) -> "Future[Any]":
+            self.num_submitted += 1
+            future: Future[Any] = Future()  # of the second attempt nobody hears again
+            if self.num_submitted == 1:
+                future.set_result(Death(kind="crashed", reason="SIGSEGV", part=None, seconds=0.0))
+            return future
+
+        def check(self) -> None:
+            if self.num_submitted == 2:
+                raise VidprepError("the scheduler is gone")
+
+    monkeypatch.setattr(engine, "open_pool", lambda *_, **__: contextlib.nullcontext(Pool()))
+    with pytest.raises(VidprepError, match="the scheduler is gone"):
+        list(run([1], abs, scheduler="tcp://nowhere:1"))
