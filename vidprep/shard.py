@@ -333,9 +333,12 @@ def shard(
     if before is None:
         _refuse_foreign(store, split.split)
         starts = {} if shard_bytes is None else {"starts": _starts(_sample_bytes(items, job, hands), shard_bytes)}
-        with store.publish(f"{split.split}.plan.json") as stream:
-            stream.write((json.dumps({**plan, **starts}, indent=1, ensure_ascii=False) + "\n").encode())
-        # Another task may have begun at the same moment: what stands there counts for both.
+        # Another task may have begun at the same moment: what stands there counts for both, and its file stays, for
+        # that task holds its part in it.
+        store.create(
+            f"{split.split}.plan.json",
+            (json.dumps({**plan, **starts}, indent=1, ensure_ascii=False) + "\n").encode(),
+        )
         before = read_plan(store, split.split) or {}
     _refuse_other_plan(store, before, plan)
     job = replace(job, plan_sha256=_digest(before))

@@ -5,6 +5,7 @@ a temporary folder of this machine, put there once, and looked up: a store shows
 """
 
 # ruff: noqa: D102 - what the methods of a store do is said once, where they are abstract
+import errno
 import hashlib
 import os
 import re
@@ -17,7 +18,7 @@ from pathlib import Path, PurePosixPath
 from typing import IO, Any
 from urllib.parse import unquote, urlsplit
 
-from vidprep.engine import CannotWrite, publish, writing
+from vidprep.engine import CannotWrite, publish, unique_name, writing
 from vidprep.errors import MissingPackage, UsageError, VidprepError
 
 __all__ = [
@@ -115,6 +116,16 @@ class Store(ABC):
             CannotWrite: no space, no permission, no connection.
         """
 
+    def create(self, name: str, content: bytes) -> None:
+        """Write a file where there is none; one that is there stays as it is.
+
+        Raises:
+            CannotWrite: no space, no permission, no connection.
+        """
+        if name not in self.sizes():
+            with self.publish(name) as stream:
+                stream.write(content)
+
     @abstractmethod
     def remove(self, name: str) -> None:
         """Remove a file, if it is there."""
@@ -196,6 +207,23 @@ class DiskStore(Store):
 
     def publish(self, name: str) -> AbstractContextManager[IO[bytes]]:
         return publish(self.folder / name)
+
+    def create(self, name: str, content: bytes) -> None:
+        whole, target = self.folder / f"{name}.{unique_name()}.part", self.folder / name
+        with self.publish(whole.name) as stream:
+            stream.write(content)
+        with writing(target):
+            try:
+                target.hardlink_to(whole)  # which, unlike a rename, never takes the place of a file
+            except FileExistsError:
+                pass
+            except OSError as error:
+                if error.errno not in (errno.EPERM, errno.ENOTSUP, errno.ENOSYS):
+                    raise
+                if not target.exists():  # a disk without links (exFAT, some network disks)
+                    whole.replace(target)
+            finally:
+                whole.unlink(missing_ok=True)
 
     def remove(self, name: str) -> None:
         with writing(self.folder / name):

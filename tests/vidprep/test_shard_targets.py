@@ -361,6 +361,25 @@ def test_shards_of_so_many_bytes_are_planned_and_the_plan_stays(videos: dict[str
         shard(split, videos, out=tmp_path / "c", shard_bytes=40_000, samples_per_shard=3)
 
 
+def test_a_plan_that_another_task_made_meanwhile_keeps_its_file(
+    videos: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    split = make_split(videos)
+    measure = shard_module._sample_bytes
+    plan = tmp_path / "val.plan.json"
+    inodes = []
+
+    def measure_while_another_begins(*arguments: Any) -> list[int]:
+        monkeypatch.setattr(shard_module, "_sample_bytes", measure)
+        shard(split, videos, out=tmp_path, shard_bytes=25_000, task=ArrayTask(number=1, count=2))
+        inodes.append(plan.stat().st_ino)
+        return measure(*arguments)
+
+    monkeypatch.setattr(shard_module, "_sample_bytes", measure_while_another_begins)
+    assert shard(split, videos, out=tmp_path, shard_bytes=25_000, task=ArrayTask(number=2, count=2)).is_published
+    assert inodes == [plan.stat().st_ino]  # the locks of the other task are in it
+
+
 def test_shards_of_so_many_frames_each_hold_as_many_samples(tmp_path: Path) -> None:
     lengths = {"a.mp4": 4, "b.mp4": 60, "c.mp4": 4, "d.mp4": 60}
     paths = {name: write_numbered_video(tmp_path / name, num_frames=count) for name, count in lengths.items()}

@@ -1,3 +1,4 @@
+import errno
 import re
 import sys
 import tomllib
@@ -66,6 +67,29 @@ def test_every_kind_of_store_keeps_files_alike(store: Store) -> None:
     for read in (store.read, store.open):
         with pytest.raises(FileNotFoundError):
             read("b.jsonl")
+
+
+def test_a_file_is_created_once(store: Store) -> None:
+    store.create("val.plan.json", b"first")
+    store.create("val.plan.json", b"second")
+    assert store.sizes() == {"val.plan.json": 5}
+    assert store.read("val.plan.json") == b"first"
+
+
+@pytest.mark.parametrize("is_there", [False, True])
+def test_a_file_is_created_on_a_disk_without_links(
+    is_there: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(self: Path, target: Path) -> None:
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(Path, "hardlink_to", refuse)
+    if is_there:
+        (tmp_path / "a").write_bytes(b"first")
+    open_store(tmp_path).create("a", b"second")
+    assert [(path.name, path.read_bytes()) for path in tmp_path.iterdir()] == [
+        ("a", b"first" if is_there else b"second")
+    ]
 
 
 def test_a_block_that_fails_leaves_what_was_there(store: Store) -> None:
