@@ -5,8 +5,12 @@ Every backend delivers the same clips in batches of the same kind, in a process 
     limit            the decoder alone: compressed data in memory, each thread decodes into memory of its own
     vidprep          `make_loader`: threads that decode straight into the batch
     dataloader       the same data set in `torch.utils.data.DataLoader`: worker processes
-    webdataset_pil   webdataset and PIL in a DataLoader, as its documentation shows it (frames)
-    dali_cpu         DALI: readers.webdataset and decoders.image on the CPU (frames; where it is installed)
+    webdataset_pil   webdataset as its documentation shows it: shards and a buffer of 1000 samples are shuffled, PIL
+                     decodes the frames that are wanted, batches by default collation, in a DataLoader (frames)
+    dali_cpu         DALI: readers.webdataset, shuffling through its buffer of 1024 samples, and decoders.image on the
+                     CPU, all else as it is by default (frames; where it is installed)
+
+All but the limit shuffle, as training does; all take their number of workers from the task.
 
 Their rounds take turns, so that all see the same machine. Rates are given per second and per second of CPU time of all
 processes of a backend; the latter does not depend on what else the machine does. Memory is the largest proportional
@@ -493,7 +497,7 @@ def _webdataset_pil(task: LoadTask) -> Callable[[], int]:
             clip = F.normalize(F.to_dtype(clip, torch.float32, scale=True), mean, std)
         return clip, int(json.loads(sample["json"])["labels"][0])
 
-    source = webdataset.WebDataset(urls, shardshuffle=False, empty_check=False).map(clip_of)
+    source = webdataset.WebDataset(urls, shardshuffle=len(urls), empty_check=False).shuffle(1000).map(clip_of)
     loader: Any = DataLoader(
         source.batched(task.batch_size, collation_fn=default_collate),
         batch_size=None,
@@ -516,7 +520,7 @@ def _dali_cpu(task: LoadTask) -> Callable[[], int]:
 
     @dali.pipeline_def(batch_size=task.batch_size, num_threads=task.workers, device_id=None)  # type: ignore[untyped-decorator]
     def clips() -> Any:
-        *encoded, facts = fn.readers.webdataset(paths=urls, ext=[*names, "json"], name="shards", random_shuffle=False)
+        *encoded, facts = fn.readers.webdataset(paths=urls, ext=[*names, "json"], name="shards", random_shuffle=True)
         frames = [fn.decoders.image(frame, output_type=types.RGB) for frame in encoded]
         if is_resized:
             frames = [fn.resize(frame, resize_shorter=task.resize, interp_type=types.INTERP_LINEAR) for frame in frames]

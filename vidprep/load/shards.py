@@ -261,7 +261,7 @@ class _MemberTable:
     def __init__(self, members: Sequence[Sequence[Member]]) -> None:
         self.offsets = np.array([member.offset for sample in members for member in sample], dtype=np.int64)
         self.sizes = np.array([member.size for sample in members for member in sample], dtype=np.int64)
-        self.first = np.cumsum([0, *map(len, members)])
+        self.first: list[int] = np.cumsum([0, *map(len, members)]).tolist()
 
     def __getitem__(self, index: int) -> tuple[list[int], list[int]]:
         part = slice(self.first[index], self.first[index + 1])
