@@ -281,7 +281,7 @@ def _ways(
             total(lambda of_one: of_one.decode_seconds + of_one.gop_seconds),
             total(lambda of_one: of_one.gop_bytes),
             f"short-GOP video, {size}",
-            "",
+            "" if delivered is not None else _clip_options(settings),
         )
     )
     return tuple(
@@ -292,10 +292,21 @@ def _ways(
             num_shards=num_shards,
             clips_per_second=clips_per_second(name),
             fits=num_bytes * 1.1 < free_bytes,
-            command=f"vidprep shard {options} {content} --workers {workers} --out DIR" if content and options else "",
+            command=f"vidprep {command} {options} {own} --workers {workers} --out DIR" if own and options else "",
         )
-        for name, seconds, num_bytes, title, content in ways
+        for name, seconds, num_bytes, title, own in ways
+        for command in ["clips" if name == "short GOP" else "shard"]
     )
+
+
+def _clip_options(settings: FrameFormat) -> str:
+    """Of `vidprep clips`, for what is measured; "" where it makes no such videos."""
+    is_even = settings.short_side is None or settings.short_side % 2 == 0
+    if settings.height is not None or not is_even or (settings.fps is not None and settings.rate_mode == "output"):
+        return ""
+    size = "" if settings.short_side is None else f" --short-side {settings.short_side}"
+    rate = "" if settings.fps is None else f" --fps {settings.fps:g}"
+    return f"--gop {GOP_FRAMES} --preset veryfast{size}{rate}"
 
 
 def _existing(folder: Path) -> Path:

@@ -110,4 +110,6 @@ def test_the_command_compares_the_ways_and_names_their_commands(
     assert "folder/all: 6 of 6 samples have files" in text
     assert "JPEG frames, short side 48 will load fastest: " in text
     assert "--split all --content frames --short-side 48 --workers 3 --out DIR" in text
+    assert "vidprep clips --dataset folder" in text
+    assert "--split all --gop 8 --preset veryfast --short-side 48 --workers 3 --out DIR" in text
     assert json.loads(report.read_text())["workers"] == 3
