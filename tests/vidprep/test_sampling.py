@@ -261,7 +261,7 @@ def test_jittered_frames_ascend_and_lie_in_their_part(n: int, t: int, seed: int)
     parts = np.arange(t + 1) * n / t
     assert (np.floor(parts[:-1] + 1e-9) <= frames).all()
     assert (frames <= np.ceil(parts[1:] - 1e-9)).all()
-    assert (0 <= frames).all()
+    assert (frames >= 0).all()
     assert (frames < n).all()
 
 
