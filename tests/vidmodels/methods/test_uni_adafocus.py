@@ -275,6 +275,26 @@ def test_a_few_steps_lower_the_loss(variant: str) -> None:
     assert losses[-1] < losses[0]
 
 
+@pytest.mark.parametrize("variant", ["pooling", "tsm"])
+def test_mixed_precision_is_that_of_the_networks_alone(variant: str) -> None:
+    model = small(variant=variant).train()
+    seen: dict[str, torch.dtype] = {}
+    for name in ("spatial_policy", "temporal_policy"):
+        model.get_submodule(name).register_forward_hook(
+            lambda _module, _inputs, output, name=name: seen.update({name: output.dtype})
+        )
+    model.glance.features[0].register_forward_hook(lambda _module, _inputs, output: seen.update(glance=output.dtype))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        terms = training_step(model, batch(model), 0.0)
+    assert terms["loss"].dtype == torch.float32
+    assert terms["loss"].isfinite()
+    assert seen == {
+        "glance": torch.bfloat16,
+        "spatial_policy": torch.float32,
+        "temporal_policy": torch.float32,
+    }
+
+
 # ---- checkpoints ----
 
 

@@ -94,7 +94,8 @@ class DynamicUniAdaFocus(UniAdaFocus):
             if self.thresholds[index + 1] >= NEVER:
                 continue  # nobody leaves here: the frame goes along with the next ones
             frame = slice(start, index + 1)
-            patches = self.cut(frames[exits.waiting.to(frames.device)], chosen[:, frame], actions[:, frame])
+            rows = exits.waiting.to(frames.device)
+            patches = self.cut(frames, chosen[:, frame], actions[:, frame], rows)
             features = self.focus(patches).view(len(chosen), index + 1 - start, -1)
             looked_at = torch.maximum(looked_at, classifier.embed(classifier.focus_mlp, features).amax(1))
             stays = exits.leave(classifier.classify(step, torch.cat([looked_at, seen], dim=-1)), index + 1)
@@ -142,7 +143,7 @@ class DynamicUniAdaFocusTsm(UniAdaFocusTsm):
             return exits.output()
         glance = _of(glance, stays)
         chosen, actions = self.choose(glance), self.spatial_policy(glance.maps)
-        patches = self.cut(frames[stays, num_glance:], chosen, actions)
+        patches = self.cut(frames[:, num_glance:], chosen, actions, exits.waiting.to(frames.device))
         focus_final = self.focus_heads.final(self.focus_features(patches))
         exits.leave(final[stays].mean(1) + focus_final.mean(1), 1)
         return exits.output()

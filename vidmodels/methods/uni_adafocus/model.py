@@ -351,10 +351,19 @@ class _Network(nn.Module):
             draws=thresholds,
         )
 
-    def cut(self, candidates: Tensor, chosen: Tensor, actions: Tensor) -> Tensor:
-        """Patches (n*f, 3, p, p) of the chosen frames. `actions`: (n, f, 4) of these, or (n, 1, 4) for the clip."""
+    def cut(self, candidates: Tensor, chosen: Tensor, actions: Tensor, rows: Tensor | None = None) -> Tensor:
+        """Patches (m*f, 3, p, p) of the chosen frames; no other frame is read.
+
+        Args:
+            candidates: (n, s, 3, h, w).
+            chosen: (m, f) of each clip's candidates.
+            actions: (m, f, 4) of the chosen frames, or (m, 1, 4) for all of a clip.
+            rows: (m,) which clips these are; None: all n.
+        """
+        if rows is None:
+            rows = torch.arange(len(chosen), device=chosen.device)
         with _full_precision(candidates):
-            frames = candidates[torch.arange(len(chosen), device=chosen.device)[:, None], chosen].flatten(0, 1).float()
+            frames = candidates[rows[:, None], chosen].flatten(0, 1).float()
             spread = actions.expand(-1, chosen.shape[1], -1).flatten(0, 1)
             return self.geometry.resample(frames, spread, points=self.config.patch_size)
 
