@@ -1,8 +1,9 @@
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -15,6 +16,8 @@ from vidmodels.methods.uni_adafocus import UniAdaFocus, UniAdaFocusConfig, UniAd
 from vidmodels.methods.uni_adafocus.cost import exit_macs, part_macs, summarise
 from vidmodels.methods.uni_adafocus.exits import (
     NEVER,
+    Criterion,
+    budget_curve,
     exit_counts,
     exit_shares,
     exit_steps,
@@ -29,6 +32,7 @@ from vidmodels.methods.uni_adafocus.policy import (
     monte_carlo_logits,
 )
 from vidmodels.methods.uni_adafocus.training import param_groups, training_step
+from vidmodels.metrics import topk_accuracy
 from vidmodels.recipes import list_recipes, load_recipe
 from vidmodels.types import Batch, Output, Train
 
@@ -385,6 +389,33 @@ def test_an_exit_without_a_share_lets_nobody_out() -> None:
     assert thresholds[2] == -NEVER
     with pytest.raises(ValueError, match="3 exits need 2 counts of at most 4 videos"):
         solve_thresholds(torch.rand(4, 3), [5, 0])
+
+
+def test_the_curve_gives_the_stored_points() -> None:
+    with np.load(CASES / "early_exit_top1_p128.npz") as file:
+        stored = {name: torch.from_numpy(file[name]) for name in file.files}
+    labels = stored["val_labels"][:, 0].long()
+    macs = exit_macs(UniAdaFocusConfig(), 200)
+    for criterion in get_args(Criterion):
+        points = budget_curve(
+            stored["train_logits"],
+            stored["val_logits"],
+            macs=macs,
+            score=lambda logits: topk_accuracy(logits, labels, 1),
+            criterion=criterion,
+        )
+        # At one point the last bit of a float32 share decides a count, and a video leaves elsewhere.
+        gmacs = torch.tensor([point.gmacs for point in points])
+        torch.testing.assert_close(gmacs, stored[f"{criterion}_gflops"].float(), atol=0.02, rtol=0)
+        scores = torch.tensor([point.score for point in points])
+        torch.testing.assert_close(scores, stored[f"{criterion}_metric"][:, 0].float(), atol=1e-3, rtol=0)
+        assert gmacs[-1] > 2 * gmacs[0]
+        assert all(sum(point.shares) == pytest.approx(1) for point in points)
+
+
+def test_a_curve_wants_a_cost_an_exit() -> None:
+    with pytest.raises(ValueError, match=r"3 costs are for logits \(n, 3, k\), got \(4, 2, 5\)"):
+        budget_curve(torch.rand(4, 2, 5), torch.rand(4, 3, 5), macs=[1, 2, 3], score=lambda _: 0.0)
 
 
 def test_entropy_of_a_certain_answer_is_zero_and_not_nan() -> None:
