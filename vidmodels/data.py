@@ -89,6 +89,7 @@ def _options(recipe: Recipe) -> ClipOptions:
         "num_frames": data.num_frames,
         "sampler": data.train_sampler,
         "dense_window": data.dense_window,
+        "leading_frames": data.leading_frames,
         "short": data.short,
         "resize": data.resize,
         "crop": data.crop,

@@ -25,6 +25,7 @@ from torch import Tensor
 from vidmodels.methods.sta import golden as sta_golden
 from vidmodels.methods.tam import golden as tam_golden
 from vidmodels.methods.taps import golden as taps_golden
+from vidmodels.methods.uni_adafocus import golden as uni_adafocus_golden
 from vidprep.errors import UsageError, VidprepError, suggest
 
 __all__ = ["Case", "CaseResult", "GoldenError", "compare", "fill_input", "fill_smooth", "fill_tensor", "verify"]
@@ -38,6 +39,7 @@ COMPONENTS: Mapping[str, Mapping[str, Component]] = {
     "taps": taps_golden.COMPONENTS,
     "sta": sta_golden.COMPONENTS,
     "tam": tam_golden.COMPONENTS,
+    "uni_adafocus": uni_adafocus_golden.COMPONENTS,
 }
 """Method -> component -> the function that runs it."""
 

@@ -48,6 +48,8 @@ class Data:
     """How one clip is taken, in evaluation too: see `vidprep.sampling`."""
     dense_window: int = 64
     """Frames that a clip of "dense" and "window" spans; its stride is window // t."""
+    leading_frames: int = 0
+    """Of a "jittered" clip: so many frames are sampled over the whole video on their own, and lie before the others."""
     short: Short = "last"
     """What fills up videos shorter than the clip: see `vidprep.sampling.sample_segments`."""
     min_frames: int = 1

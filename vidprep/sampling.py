@@ -13,10 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 __all__ = ["ClipPlacement", "RandomIntegers", "Sampler", "Short", "frames_between", "sample_clips", "sample_dense"]
-__all__ += ["sample_segments", "sample_window"]
+__all__ += ["RandomNumbers", "sample_jittered", "sample_segments", "sample_window"]
 
-Sampler = Literal["segments", "dense", "window"]
-"""How one clip is taken: `sample_segments`, `sample_dense`, `sample_window`."""
+Sampler = Literal["segments", "dense", "window", "jittered"]
+"""How one clip is taken: `sample_segments`, `sample_dense`, `sample_window`, `sample_jittered`."""
 ClipPlacement = Literal["even", "interleaved"]
 """Where several clips of a video lie: see `sample_clips`."""
 
@@ -29,6 +29,14 @@ class RandomIntegers(Protocol):
 
     def integers(self, low: int, high: int, size: int | None = None) -> Any:
         """Uniform integers of [low, high): one, or an array of `size`."""
+        ...
+
+
+class RandomNumbers(Protocol):
+    """Where random places come from: a `numpy.random.Generator`, or anything that draws numbers like one."""
+
+    def random(self, size: int) -> Any:
+        """Uniform numbers of [0, 1), an array of `size`."""
         ...
 
 
@@ -142,6 +150,30 @@ def sample_window(
     return np.clip(positions, end - window, end - 1).astype(np.int64)
 
 
+def sample_jittered(num_frames: int, *, num_segments: int, rng: RandomNumbers | None = None) -> NDArray[np.int64]:
+    """One frame from each of `num_segments` equal parts of a video, (t,): floor((i + u) / t * n).
+
+    With `rng` u is random (training), without it 0.5: 80 frames, 8 segments -> 5 15 25 35 45 55 65 75. The parts are
+    cut as real numbers, so every frame may be drawn in training, and short videos repeat frames evenly:
+    3 frames, 8 segments -> 0 0 0 1 1 2 2 2.
+
+    Args:
+        num_frames: n, frames in the video, at least 1.
+        num_segments: t, the length of the clip.
+        rng: source of random numbers; None for evaluation.
+
+    Raises:
+        ValueError: `num_frames` or `num_segments` is below 1.
+
+    Source: Uni-AdaFocus, `ops/dataset.py`.
+    """
+    _check(num_frames, num_segments)
+    places = np.full(num_segments, 0.5) if rng is None else np.asarray(rng.random(num_segments), dtype=np.float64)
+    # in this order: others round some frames differently
+    indices: NDArray[np.int64] = ((np.arange(num_segments) + places) / num_segments * num_frames).astype(np.int64)
+    return np.minimum(indices, num_frames - 1)
+
+
 def sample_clips(
     num_frames: int,
     *,
@@ -157,6 +189,7 @@ def sample_clips(
         segments, N clips   clip j begins at the j-th of N even steps through the first part, 0 ... tick - 1
         dense, 1 clip       the window in the middle
         dense, N clips      the window at N even steps from the first start to the last
+        jittered, 1 clip    as `sample_jittered` without `rng`
         window, N clips     every (window // t)-th frame of the video, then t of these at N even steps
         interleaved         2 clips of segments: the starts and the centres of the parts, sorted, then by turns
 
@@ -179,6 +212,8 @@ def sample_clips(
     _check(num_frames, num_segments)
     if num_clips < 1:
         raise ValueError(f"num_clips must be at least 1, got {num_clips}")
+    if sampler == "jittered" and num_clips > 1:
+        raise ValueError(f"a jittered clip is the only one of its video, got {num_clips} clips")
     if placement == "interleaved" and (sampler != "segments" or num_clips != 2):
         raise ValueError(f"interleaved clips are 2 clips of segments, got {num_clips} of {sampler}")
     steps = np.arange(num_segments, dtype=np.int64)
@@ -187,6 +222,8 @@ def sample_clips(
         both = np.concatenate([_centres(num_frames, num_segments), (tick * steps).astype(np.int64)])
         clips: NDArray[np.int64] = np.sort(both).reshape(num_segments, 2).T.copy()
         return clips
+    if sampler == "jittered":
+        return sample_jittered(num_frames, num_segments=num_segments)[None]
     if sampler == "window":
         return _strided_clips(num_frames, num_segments, num_clips, stride=_stride(num_segments, window))
     if sampler == "dense":

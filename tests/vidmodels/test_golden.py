@@ -23,7 +23,7 @@ from vidmodels.methods import METHODS
 from vidprep.errors import UsageError
 
 CASES = Path(__file__).parents[1] / "golden"
-WHOLE_NETWORKS = ("network", "training_step")
+WHOLE_NETWORKS = ("network", "early_exit_network", "tsm_network", "training_step", "tsm_training_step")
 
 
 def cases(*, whole_networks: bool) -> list[str]:

@@ -7,7 +7,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from vidprep.sampling import frames_between, sample_clips, sample_dense, sample_segments, sample_window
+from vidprep.sampling import (
+    frames_between,
+    sample_clips,
+    sample_dense,
+    sample_jittered,
+    sample_segments,
+    sample_window,
+)
 
 LENGTHS = st.integers(1, 5000)
 SEGMENTS = st.integers(1, 64)
@@ -238,3 +245,27 @@ def test_interleaved_clips_share_starts_and_centres() -> None:
     assert clips[1].tolist() == list(range(2, 64, 4))
     with pytest.raises(ValueError, match="interleaved clips are 2 clips of segments, got 3 of segments"):
         sample_clips(64, num_segments=16, num_clips=3, placement="interleaved")
+
+
+# ---- jittered ----
+
+
+def test_jittered_takes_centres_and_repeats_frames_of_short_videos_evenly() -> None:
+    assert sample_jittered(80, num_segments=8).tolist() == [5, 15, 25, 35, 45, 55, 65, 75]
+    assert sample_jittered(3, num_segments=8).tolist() == [0, 0, 0, 1, 1, 2, 2, 2]
+
+
+@given(n=st.integers(1, 400), t=st.integers(1, 60), seed=st.integers(0, 99))
+def test_jittered_frames_ascend_and_lie_in_their_part(n: int, t: int, seed: int) -> None:
+    frames = sample_jittered(n, num_segments=t, rng=np.random.default_rng(seed))
+    parts = np.arange(t + 1) * n / t
+    assert (np.floor(parts[:-1] + 1e-9) <= frames).all()
+    assert (frames <= np.ceil(parts[1:] - 1e-9)).all()
+    assert (frames >= 0).all()
+    assert (frames < n).all()
+
+
+def test_a_jittered_clip_is_the_only_one() -> None:
+    with pytest.raises(ValueError, match="a jittered clip is the only one of its video, got 2 clips"):
+        sample_clips(10, num_segments=2, num_clips=2, sampler="jittered")
+    assert sample_clips(80, num_segments=8, num_clips=1, sampler="jittered")[0, 0] == 5

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from vidmodels.methods import sta, tam, taps
+from vidmodels.methods import sta, tam, taps, uni_adafocus
 from vidmodels.types import Method
 
 __all__ = ["METHODS"]
@@ -11,4 +11,5 @@ METHODS: Mapping[str, Method] = {
     "taps": taps.METHOD,
     "sta": sta.METHOD,
     "tam": tam.METHOD,
+    "uni_adafocus": uni_adafocus.METHOD,
 }

@@ -40,6 +40,7 @@ from vidprep.sampling import (
     frames_between,
     sample_clips,
     sample_dense,
+    sample_jittered,
     sample_segments,
     sample_window,
 )
@@ -67,6 +68,7 @@ class ClipOptions(TypedDict, total=False):
     train: bool
     sampler: Sampler
     dense_window: int
+    leading_frames: int
     short: Short
     num_clips: int
     clip_placement: ClipPlacement
@@ -107,6 +109,8 @@ class ClipSettings:
     sampler: Sampler = "segments"
     dense_window: int = 64
     """Frames that a clip of "dense" and "window" spans; its stride is window // t."""
+    leading_frames: int = 0
+    """Of a "jittered" clip: so many frames are sampled over the whole video on their own, and lie before the others."""
     short: Short = "last"
     """What fills up videos shorter than the clip, where there is one clip: see `sample_segments`."""
     num_clips: int = 1
@@ -162,11 +166,19 @@ class ClipSettings:
         for name, known in choices.items():
             if getattr(self, name) not in known:
                 raise UsageError(f"{name} is one of {', '.join(known)}; got {getattr(self, name)!r}.")
-        if self.sampler != "segments" and self.dense_window < self.num_frames:
+        if self.sampler in ("dense", "window") and self.dense_window < self.num_frames:
             raise UsageError(f"dense_window {self.dense_window} holds no clip of {self.num_frames} frames; widen it.")
         if self.clip_placement == "interleaved" and (self.sampler != "segments" or self.num_clips != 2):
             raise UsageError(
                 f'clip_placement "interleaved" is for 2 clips of segments, got {self.num_clips} of {self.sampler}.'
+            )
+        if self.sampler == "jittered" and self.num_clips > 1:
+            raise UsageError(f"a jittered clip is the only one of its video, got num_clips = {self.num_clips}.")
+        most_leading = self.num_frames - 1 if self.sampler == "jittered" else 0
+        if not 0 <= self.leading_frames <= most_leading:
+            raise UsageError(
+                f'leading_frames lies in 0 ... {most_leading} for {self.num_frames} frames of "{self.sampler}", got '
+                f"{self.leading_frames}."
             )
         if not 0 <= self.random_erasing <= 1:
             raise UsageError(f"random_erasing is a probability, got {self.random_erasing}.")
@@ -202,6 +214,10 @@ class ClipSettings:
                 window=self.dense_window,
                 placement=self.clip_placement,
             )
+        if self.sampler == "jittered":
+            parts = (self.leading_frames, self.num_frames - self.leading_frames)
+            clip = [sample_jittered(num_frames, num_segments=part, rng=rng) for part in parts if part]
+            return np.concatenate(clip)[None]
         if self.sampler == "window":
             return sample_window(num_frames, num_segments=self.num_frames, window=self.dense_window, rng=rng)[None]
         if self.sampler == "dense":

@@ -1,6 +1,7 @@
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -75,6 +76,9 @@ def test_a_data_set_needs_videos_with_paths() -> None:
         ({"crop": 73}, "a crop of 73 px does not fit a short side of 72 px; enlarge resize"),
         ({"num_crops": 2}, r"num_crops is 1 \(centre\) or 3 \(left, centre and right\), got 2"),
         ({"sampler": "dense", "dense_window": 7}, "dense_window 7 holds no clip of 8 frames"),
+        ({"sampler": "jittered", "num_clips": 2}, "a jittered clip is the only one of its video, got num_clips = 2"),
+        ({"sampler": "jittered", "leading_frames": 8}, r"leading_frames lies in 0 \.\.\. 7 for 8 frames"),
+        ({"leading_frames": 1}, r'leading_frames lies in 0 \.\.\. 0 for 8 frames of "segments", got 1'),
         ({"sampler": "random"}, "sampler is one of segments, dense.*; got 'random'"),
         ({"short": "none"}, "short is one of first, last, spread; got 'none'"),
         ({"crop_placement": "left"}, "crop_placement is one of along_longer_side,.* along_width; got 'left'"),
@@ -87,3 +91,11 @@ def test_a_data_set_needs_videos_with_paths() -> None:
 def test_settings_out_of_range_are_refused(wrong: dict[str, Any], sentence: str) -> None:
     with pytest.raises(UsageError, match=sentence):
         ClipSettings(**{**CLIPS, **wrong})
+
+
+def test_leading_frames_are_sampled_on_their_own() -> None:
+    settings = ClipSettings(num_frames=6, leading_frames=2, sampler="jittered", resize=72, crop=64)
+    assert settings.indices(80, None).tolist() == [[20, 60, 10, 30, 50, 70]]
+    leading, others = np.split(settings.indices(80, np.random.default_rng(0))[0], [2])
+    assert (leading // 40).tolist() == [0, 1]
+    assert (others // 20).tolist() == [0, 1, 2, 3]

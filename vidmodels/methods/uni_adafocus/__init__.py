@@ -1,0 +1,33 @@
+"""Uni-AdaFocus: glance at whole frames, focus on rectangles of a few, leave when sure (Wang et al., TPAMI 2024)."""
+
+from vidmodels.methods.uni_adafocus.convert import convert
+from vidmodels.methods.uni_adafocus.cost import summarise
+from vidmodels.methods.uni_adafocus.dynamic import DynamicUniAdaFocus, DynamicUniAdaFocusTsm, make_dynamic
+from vidmodels.methods.uni_adafocus.model import UniAdaFocus, UniAdaFocusConfig, UniAdaFocusTsm, build
+from vidmodels.methods.uni_adafocus.training import param_groups, training_step
+from vidmodels.types import Method
+
+__all__ = [
+    "METHOD",
+    "DynamicUniAdaFocus",
+    "DynamicUniAdaFocusTsm",
+    "UniAdaFocus",
+    "UniAdaFocusConfig",
+    "UniAdaFocusTsm",
+    "build",
+    "convert",
+    "make_dynamic",
+]
+
+METHOD = Method(
+    name="uni_adafocus",
+    paper="https://arxiv.org/abs/2412.11228",
+    Config=UniAdaFocusConfig,
+    build=build,
+    training_step=training_step,
+    param_groups=param_groups,
+    make_dynamic=make_dynamic,
+    convert=convert,
+    summarise=summarise,
+)
+"""One entry for both variants; `model.variant` says which."""
