@@ -11,7 +11,7 @@ import sys
 import time
 import zipfile
 import zlib
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -19,9 +19,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
+from vidmodels.cases import Array, Component
 from vidmodels.methods.sta import golden as sta_golden
 from vidmodels.methods.tam import golden as tam_golden
 from vidmodels.methods.taps import golden as taps_golden
@@ -30,10 +30,6 @@ from vidprep.errors import UsageError, VidprepError, suggest
 
 __all__ = ["Case", "CaseResult", "GoldenError", "compare", "fill_input", "fill_smooth", "fill_tensor", "verify"]
 __all__ += ["verify_command"]
-
-Array = NDArray[Any]
-Component = Callable[[Mapping[str, Any], Mapping[str, Any], dict[str, Tensor], Collection[str]], Mapping[str, Array]]
-"""(config, inputs, published state dict, wanted output names) -> arrays. It may empty the state dict as it goes."""
 
 COMPONENTS: Mapping[str, Mapping[str, Component]] = {
     "taps": taps_golden.COMPONENTS,

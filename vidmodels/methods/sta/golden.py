@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from vidmodels.backbones.vit import BlockOutput, ViTShape
+from vidmodels.cases import Array, Component, Config, UnsupportedCase, stats
 from vidmodels.checkpoints import load_into
 from vidmodels.layers.attention import sinusoidal_positions
 from vidmodels.methods.sta.convert import convert
@@ -20,14 +20,11 @@ from vidmodels.methods.sta.pruning import Decision, Stage, choose_tokens, gather
 from vidmodels.methods.sta.training import Mixing, mix, param_groups, training_step
 from vidmodels.schedules import learning_rate_factor
 from vidmodels.types import Batch, Train
-from vidprep.errors import VidprepError
 from vidprep.load.transforms import EvalTransform
 from vidprep.sampling import sample_clips, sample_window
 
 __all__ = ["COMPONENTS"]
 
-Array = NDArray[Any]
-Config = Mapping[str, Any]
 Arrays = dict[str, Array]
 
 OURS: Mapping[str, object] = {
@@ -43,16 +40,6 @@ OURS: Mapping[str, object] = {
     "max_grad_norm": None,
 }
 """What a case may say, and our only form of it."""
-
-
-class UnsupportedCase(VidprepError):
-    """A case whose settings are none of ours."""
-
-
-def _stats(x: Tensor) -> Array:
-    """Mean, population standard deviation, first 8 values."""
-    values = x.detach().double().flatten()
-    return torch.cat([values.mean()[None], values.std(correction=0)[None], values[:8]]).numpy()
 
 
 def _settings(config: Config) -> StaConfig:
@@ -126,7 +113,7 @@ def _pruning_step(config: Config, inputs: Mapping[str, Any], _: Any, wanted: Col
         "score": decision.score,
         "out_first_tokens": out[:, :2],
     }
-    named = {name: tensor.numpy() for name, tensor in arrays.items()} | {"out_stats": _stats(out)}
+    named = {name: tensor.numpy() for name, tensor in arrays.items()} | {"out_stats": stats(out)}
     return {name: named[name] for name in wanted if name in named}
 
 
@@ -146,7 +133,7 @@ class _Recorder:
             block.register_forward_hook(self._ran_block(f"block{index:02d}"), with_kwargs=True)
 
     def _embedded(self, _: nn.Module, __: Any, tokens: Tensor) -> None:
-        self.arrays["patch_embed_stats"] = _stats(tokens)
+        self.arrays["patch_embed_stats"] = stats(tokens)
 
     def _pooled(self, _: nn.Module, __: Any, features: Tensor) -> None:
         self.arrays["fc_norm_first64"] = features[:, :64].numpy()
@@ -157,9 +144,9 @@ class _Recorder:
     def _ran_block(self, name: str) -> Callable[..., None]:
         def listen(_: nn.Module, args: Any, __: Any, out: BlockOutput) -> None:
             assert out.keys is not None  # noqa: S101 - asked for above
-            self.arrays[f"{name}/in_stats"] = _stats(args[0])
-            self.arrays[f"{name}/out_stats"] = _stats(out.tokens)
-            self.arrays[f"{name}/key_metric_stats"] = _stats(out.keys)
+            self.arrays[f"{name}/in_stats"] = stats(args[0])
+            self.arrays[f"{name}/out_stats"] = stats(out.tokens)
+            self.arrays[f"{name}/key_metric_stats"] = stats(out.keys)
 
         return listen
 
@@ -219,12 +206,12 @@ def _training_step(
         torch.autograd.backward(loss)
         if step == 0:
             gradients = {name: p.grad for name, p in parameters.items() if p.grad is not None}
-            arrays |= {f"grad/{name}": _stats(gradient) for name, gradient in gradients.items()}
+            arrays |= {f"grad/{name}": stats(gradient) for name, gradient in gradients.items()}
             norms = torch.stack([gradient.double().norm() for gradient in gradients.values()])
             arrays["grad_norm_total"] = norms.norm().numpy()
         optimizer.step()
     for name, parameter in parameters.items():
-        arrays[f"param_after/{name}"] = _stats(parameter)
+        arrays[f"param_after/{name}"] = stats(parameter)
         arrays[f"param_change/{name}"] = (parameter.detach() - before[name]).flatten()[:8].numpy()
     return {name: arrays[name] for name in wanted if name in arrays}
 
@@ -265,7 +252,7 @@ def _position_table(config: Config, _: Any, __: Any, wanted: Collection[str]) ->
     arrays, edge = {}, config["edge_columns"]
     for width in config["embed_dims"]:
         table = sinusoidal_positions(config["num_positions"], width, like=torch.empty(0), compute=torch.float64)
-        arrays[f"d{width}/stats"] = _stats(table)
+        arrays[f"d{width}/stats"] = stats(table)
         for row in config["rows"]:
             arrays[f"d{width}/row{row}"] = torch.cat([table[row, :edge], table[row, -edge:]]).numpy()
     return {name: arrays[name] for name in wanted if name in arrays}
@@ -311,7 +298,7 @@ def _frame_sampling_and_crops(config: Config, _: Any, __: Any, wanted: Collectio
     return {name: arrays[name] for name in wanted if name in arrays}
 
 
-COMPONENTS: Mapping[str, Callable[[Config, Mapping[str, Any], dict[str, Tensor], Collection[str]], Arrays]] = {
+COMPONENTS: Mapping[str, Component] = {
     "pruning_step": _pruning_step,
     "network": _network,
     "pruned_network": _network,

@@ -4,33 +4,26 @@ What each component gives is in the table of tests/golden/README.md. Everything 
 """
 
 import re
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from vidmodels.backbones.resnet import BlockShape, ResidualBlock
+from vidmodels.cases import Array, Component, Config, UnsupportedCase, stats, to_array
 from vidmodels.checkpoints import load_into
 from vidmodels.methods.tam.convert import convert
 from vidmodels.methods.tam.model import Tanet, TanetConfig, TemporalAdaptiveModule, build
 from vidmodels.methods.tam.training import param_groups, training_step
 from vidmodels.types import Batch, Output, Train
-from vidprep.errors import VidprepError
 from vidprep.load.transforms import EvalTransform, crop_offsets, multiscale_crop_sizes
 from vidprep.sampling import sample_clips, sample_dense, sample_segments
 
 __all__ = ["COMPONENTS"]
 
-Array = NDArray[Any]
-Config = Mapping[str, Any]
 Arrays = dict[str, Tensor | Array]
-
-
-class UnsupportedCase(VidprepError):
-    """A case whose settings contradict each other or are none of ours."""
 
 
 # ---- arrays as the cases name them ----
@@ -41,20 +34,10 @@ def _named(arrays: Mapping[str, Tensor | Array], wanted: Collection[str]) -> dic
     named = {}
     for name in wanted:
         if name in arrays:
-            named[name] = _array(arrays[name])
+            named[name] = to_array(arrays[name])
         elif (base := name.removesuffix("_stats")) != name and base in arrays:
-            named[name] = _stats(arrays[base])
+            named[name] = stats(arrays[base])
     return named
-
-
-def _array(value: Tensor | Array) -> Array:
-    return value.detach().numpy() if isinstance(value, Tensor) else np.asarray(value)
-
-
-def _stats(x: Tensor | Array) -> Array:
-    """Mean, population standard deviation, first 8 values."""
-    values = _array(x).astype(np.float64)
-    return np.concatenate([[values.mean(), values.std()], values.reshape(-1)[:8]])
 
 
 # ---- building from a case ----
@@ -137,7 +120,7 @@ def _tam_module(
     _load_part(module, config, state, ours=_our_block(config) + "temporal.")
     with torch.no_grad():
         arrays, out = _module_arrays(module, torch.from_numpy(inputs["x"]))
-    return _named(arrays | {"out": out[:, : config["stored_channels"]], "out_stats": _stats(out)}, wanted)
+    return _named(arrays | {"out": out[:, : config["stored_channels"]], "out_stats": stats(out)}, wanted)
 
 
 def _tam_module_training(
@@ -148,10 +131,10 @@ def _tam_module_training(
     x = torch.from_numpy(inputs["x"]).requires_grad_()
     arrays, out = _module_arrays(module, x)
     torch.autograd.backward((out * torch.from_numpy(inputs["output_weight"])).sum())
-    arrays |= {"out": out[:, : config["stored_channels"]], "out_stats": _stats(out)}
-    arrays["input_grad_stats"] = _stats(_gradient(x))
+    arrays |= {"out": out[:, : config["stored_channels"]], "out_stats": stats(out)}
+    arrays["input_grad_stats"] = stats(_gradient(x))
     for name, parameter in module.named_parameters():
-        arrays[f"grad/{names[name]}"] = _stats(_gradient(parameter))
+        arrays[f"grad/{names[name]}"] = stats(_gradient(parameter))
     for name, buffer in module.named_buffers():
         arrays[f"buffer_after/{names[name]}"] = buffer.flatten()
     return _named(arrays, wanted)
@@ -181,7 +164,7 @@ def _ta_block(
         inner = block.inner(x)
         adapted = block.temporal(inner)
         out = block(x)
-    arrays: Arrays = {"tam_in": inner, "tam_out": adapted, "out_stats": _stats(out)}
+    arrays: Arrays = {"tam_in": inner, "tam_out": adapted, "out_stats": stats(out)}
     return _named(arrays | {"out": out[:, : config["stored_channels"]]}, wanted)
 
 
@@ -307,16 +290,16 @@ def _training_step(
         if step == 0:
             for name, parameter in model.named_parameters():
                 gradient = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
-                arrays[f"clipped_grad/{published[name]}"] = _stats(gradient)
+                arrays[f"clipped_grad/{published[name]}"] = stats(gradient)
                 arrays[f"clipped_grad_norm/{published[name]}"] = gradient.norm().clone()
         optimizer.step()
         optimizer.zero_grad(set_to_none=True)
     handle.remove()
     for name, parameter in model.named_parameters():
-        arrays[f"param_after/{published[name]}"] = _stats(parameter)
+        arrays[f"param_after/{published[name]}"] = stats(parameter)
         arrays[f"param_change/{published[name]}"] = (parameter.detach() - before[name]).flatten()[:8]
     for name, buffer in model.named_buffers():
-        arrays[f"buffer_after/{published[name]}"] = _stats(buffer)
+        arrays[f"buffer_after/{published[name]}"] = stats(buffer)
     return _named(arrays, wanted)
 
 
@@ -370,7 +353,7 @@ def _frame_sampling(config: Config, _: Any, __: Any, wanted: Collection[str]) ->
                     window=window,
                 )
                 arrays[f"test/{mode}/{at}"] = indices.flatten()
-    return _named({name: _array(value) + 1 for name, value in arrays.items()}, wanted)  # published: from 1
+    return _named({name: to_array(value) + 1 for name, value in arrays.items()}, wanted)  # published: from 1
 
 
 def _dense_bounds(n: int, *, num_segments: int, window: int) -> tuple[Array, Array]:
@@ -408,9 +391,7 @@ def _crop_boxes(config: Config, _: Any, __: Any, wanted: Collection[str]) -> dic
     return _named(arrays, wanted)
 
 
-COMPONENTS: Mapping[
-    str, Callable[[Config, Mapping[str, Any], dict[str, Tensor], Collection[str]], Mapping[str, Array]]
-] = {
+COMPONENTS: Mapping[str, Component] = {
     "tam_module": _tam_module,
     "tam_module_training": _tam_module_training,
     "ta_block": _ta_block,

@@ -6,16 +6,16 @@ the shapes of its checkpoint entries.
 
 import math
 import re
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Literal
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from vidmodels.backbones.resnet import BlockShape, ResidualBlock
+from vidmodels.cases import Array, Component, Config, UnsupportedCase, stats, to_array
 from vidmodels.checkpoints import load_into
 from vidmodels.layers.gumbel import GateNoise
 from vidmodels.layers.temporal_shift import temporal_shift
@@ -44,19 +44,12 @@ from vidmodels.methods.taps.training import (
 from vidmodels.metrics import mean_average_precision, topk_accuracy
 from vidmodels.schedules import STEP_DECAY, learning_rate_factor
 from vidmodels.types import Batch, Output, Train
-from vidprep.errors import VidprepError
 from vidprep.load.transforms import crop_offsets, multiscale_crop_sizes
 from vidprep.sampling import sample_clips, sample_dense, sample_segments
 
 __all__ = ["COMPONENTS"]
 
-Array = NDArray[Any]
-Config = Mapping[str, Any]
 Arrays = dict[str, Tensor | Array | float]
-
-
-class UnsupportedCase(VidprepError):
-    """A case whose settings contradict each other or are none of ours."""
 
 
 # ---- arrays as the cases name them ----
@@ -68,22 +61,12 @@ def _named(arrays: Mapping[str, Tensor | Array | float], wanted: Collection[str]
     for name in wanted:
         base, _, reduction = name.rpartition(".")
         if name in arrays:
-            named[name] = _array(arrays[name])
+            named[name] = to_array(arrays[name])
         elif base in arrays and reduction == "stats":
-            named[name] = _stats(_array(arrays[base]))
+            named[name] = stats(to_array(arrays[base]))
         elif base in arrays and (first := re.fullmatch(r"first(\d+)", reduction)):
-            named[name] = _array(arrays[base])[..., : int(first[1])]
+            named[name] = to_array(arrays[base])[..., : int(first[1])]
     return named
-
-
-def _array(value: Tensor | Array | float) -> Array:
-    return value.detach().numpy() if isinstance(value, Tensor) else np.asarray(value)
-
-
-def _stats(x: Array) -> Array:
-    """Mean, population standard deviation, first 8 values."""
-    x = x.astype(np.float64)
-    return np.concatenate([[x.mean(), x.std()], x.reshape(-1)[:8]])
 
 
 # ---- building from a case ----
@@ -386,7 +369,7 @@ def _network(
         "clip_logits": output.logits,
         "frame_logits": output.aux["frame_logits"],
         "gate_logits_per_block": torch.stack([part.flatten(0, 1)[:, : min(model.num_gates)] for part in logits], dim=1),
-        "gate_logits_per_block.stats": np.stack([_stats(part.numpy()) for part in logits]),
+        "gate_logits_per_block.stats": np.stack([stats(part.numpy()) for part in logits]),
         "gate_mask_packed": np.packbits(output.aux["masks"].flatten(0, 1).numpy() > 0, axis=-1),
         "keep_fraction_per_block": torch.stack([part.mean() for part in masks]),
         "keep_fraction_per_block_frame": torch.stack([part.mean((0, 2)) for part in masks]),
@@ -488,7 +471,7 @@ def _training_step(
     parameters = dict(model.named_parameters())
     before = {name: parameters[name].detach().clone() for name in asked}
     gradients = {
-        key: _array(value).copy() for key, value in _gradients(model, names).items() if _is_wanted(key, wanted)
+        key: to_array(value).copy() for key, value in _gradients(model, names).items() if _is_wanted(key, wanted)
     }
     norm = nn.utils.clip_grad_norm_(model.parameters(), config["clip_grad_norm"])
     optimizer.step()
@@ -657,9 +640,7 @@ def _metrics(config: Config, inputs: Mapping[str, Any], _: Any, wanted: Collecti
     return _named(arrays, wanted)
 
 
-COMPONENTS: Mapping[
-    str, Callable[[Config, Mapping[str, Any], dict[str, Tensor], Collection[str]], Mapping[str, Array]]
-] = {
+COMPONENTS: Mapping[str, Component] = {
     "temporal_shift": _temporal_shift,
     "policy": _policy,
     "policy_train": _policy_train,

@@ -3,16 +3,16 @@
 What each component gives is in the table of tests/golden/README.md. Everything is built from the case's `config`.
 """
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from vidmodels.backbones.mobilenet_v2 import MobileNetV2
+from vidmodels.cases import Array, Component, Config, UnsupportedCase, to_array
 from vidmodels.checkpoints import load_into
 from vidmodels.layers.temporal_shift import temporal_shift
 from vidmodels.methods.uni_adafocus.convert import convert
@@ -37,22 +37,15 @@ from vidmodels.methods.uni_adafocus.policy import (
 from vidmodels.methods.uni_adafocus.training import loss_terms, param_groups
 from vidmodels.metrics import mean_average_precision, topk_accuracy
 from vidmodels.types import Output, Train
-from vidprep.errors import VidprepError
 from vidprep.load.transforms import EvalTransform, Window, crop_offsets, multiscale_crop_sizes
 from vidprep.sampling import sample_jittered
 
 __all__ = ["COMPONENTS"]
 
-Array = NDArray[Any]
-Config = Mapping[str, Any]
 Arrays = dict[str, Tensor | Array]
 GLANCE_CHANNELS, FOCUS_CHANNELS = 1280, 2048
 PUBLISHED_CLASSES = 200
 """That the published cost table is for."""
-
-
-class UnsupportedCase(VidprepError):
-    """A case whose settings contradict each other or are none of ours."""
 
 
 # ---- arrays as the cases name them ----
@@ -64,14 +57,10 @@ def _named(arrays: Mapping[str, Tensor | Array | float], wanted: Collection[str]
     for name in wanted:
         base, _, ending = name.rpartition(".")
         if name in arrays:
-            named[name] = _array(arrays[name])
+            named[name] = to_array(arrays[name])
         elif base in arrays:
-            named[name] = _reduced(_array(arrays[base]), ending, stride)
+            named[name] = _reduced(to_array(arrays[base]), ending, stride)
     return named
-
-
-def _array(value: Tensor | Array | float) -> Array:
-    return value.detach().numpy() if isinstance(value, Tensor) else np.asarray(value)
 
 
 def _reduced(x: Array, ending: str, stride: int) -> Array:
@@ -681,9 +670,7 @@ def _temporal_shift(config: Config, inputs: Mapping[str, Any], _: Any, wanted: C
     return _named({"shifted": shifted}, wanted)
 
 
-COMPONENTS: Mapping[
-    str, Callable[[Config, Mapping[str, Any], dict[str, Tensor], Collection[str]], Mapping[str, Array]]
-] = {
+COMPONENTS: Mapping[str, Component] = {
     "glance_network": _glance_network,
     "focus_network": _focus_network,
     "spatial_policy": _spatial_policy,
