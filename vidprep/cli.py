@@ -556,6 +556,7 @@ def clips(
     copies: Annotated[
         bool, typer.Option("--copy/--no-copy", help="Copy pictures where nothing changes and the cut allows it.")
     ] = True,
+    task: Task = None,
     workers: Workers = _num_cores(),
     engine: ChosenEngine = None,
     scheduler: Scheduler = None,
@@ -565,7 +566,9 @@ def clips(
     """Cut, resize and re-time the videos of a split, or their annotated segments, into files of their own."""
     from vidprep.clips import ClipFormat
     from vidprep.clips import clips as make_clips
+    from vidprep.tasks import parse_task
 
+    part = None if task is None else parse_task(task)
     info, chosen, paths = _load(dataset, split_name, data_root)
     try:
         settings = ClipFormat(
@@ -590,14 +593,19 @@ def clips(
         scheduler=_scheduler(engine, scheduler),
         time_limit_seconds=time_limit or None,
         retry=retry or (),
+        task=part,
         progress=f"clips {chosen.split}",
     )
     was_there = report.num_clips - report.num_new
     there = f", {was_there} of them were there already" if was_there else ""
+    of_task = "" if report.is_finished else f"task {part}: "
     typer.echo(
-        f"{report.folder}: {report.num_clips} clips, {report.num_bytes / 1e6:.1f} MB, "
+        f"{report.folder}: {of_task}{report.num_clips} clips, {report.num_bytes / 1e6:.1f} MB, "
         f"{report.num_copied} copied without encoding{there}"
     )
+    if not report.is_finished:
+        left = f"{report.num_missing} videos of other tasks are missing" if report.num_missing else ""
+        typer.echo(f"{left or 'another task is at work'}; the last task to finish writes the list.")
     _tell_faults(report.faults, num_videos=len(chosen.videos), what="without a clip")
 
 
@@ -737,8 +745,13 @@ def plan(
     ] = None,
     fps: Fps = None,
     rate_mode: Rate = None,
+    num_frames: NumFrames = None,
+    is_keyframes: Keyframes = False,
     short_side: ShortSide = None,
+    height: Height = None,
+    size: Size = None,
     quality: Quality = None,
+    subsampling: ChosenSubsampling = None,
     num_videos: Annotated[int, typer.Option("--num-videos", "-n", min=1, help="So many are measured.")] = 8,
     clip_frames: Annotated[int, typer.Option("--clip-frames", min=1, help="Frames of a clip in training.")] = 8,
     workers: Workers = _num_cores(),
@@ -749,19 +762,39 @@ def plan(
     from vidprep.plan import make_plan
 
     info, chosen, paths = _load(dataset, split_name, data_root)
-    options = {"--fps": fps, "--rate-mode": rate_mode, "--short-side": short_side, "--quality": quality}
+    options = {
+        "--fps": fps,
+        "--rate-mode": rate_mode,
+        "--num-frames": num_frames,
+        "--short-side": short_side,
+        "--height": height,
+        "--size": size,
+        "--quality": quality,
+        "--subsampling": subsampling,
+    }
     given = "".join(f" {name} {value}" for name, value in options.items() if value is not None)
     made = make_plan(
         chosen,
         paths,
-        settings=_frame_format(info, fps=fps, rate_mode=rate_mode, short_side=short_side, quality=quality),
+        settings=_frame_format(
+            info,
+            fps=fps,
+            rate_mode=rate_mode,
+            num_frames=num_frames,
+            is_keyframes=is_keyframes,
+            short_side=short_side,
+            height=height,
+            size=size,
+            quality=quality,
+            subsampling=subsampling,
+        ),
         delivered=info.frames if info.media == "frames" else None,
         folder=out or data_root,
         workers=workers,
         num_videos=num_videos,
         num_clip_frames=clip_frames,
         command_options=f"--dataset {dataset} --data-root {shlex.quote(str(data_root))} --split {chosen.split}",
-        frame_options=given,
+        frame_options=given + (" --keyframes" if is_keyframes else ""),
         progress="measure",
     )
     typer.echo(made.to_text())
@@ -792,7 +825,7 @@ def doctor(
 
 @app.command()
 def ledger(
-    folder: Annotated[Path, typer.Argument(help="What `--out` of `shard`, `extract` or `clips` named.")],
+    folder: Annotated[str, typer.Argument(help="What `--out` of `shard`, `extract` or `clips` named, or its URL.")],
     split_name: SplitName = None,
     csv_file: Annotated[Path | None, typer.Option("--csv", help="Write a line for each sample to this file.")] = None,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the counts to this file.")] = None,
@@ -801,21 +834,22 @@ def ledger(
     import json
 
     from vidprep.engine import publish
-    from vidprep.ledger import LedgerReport, entries_to_csv, ledger_paths, missing_tasks, read_ledger
+    from vidprep.ledger import LedgerReport, entries_to_csv, missing_tasks, open_ledgers, read_ledger
+    from vidprep.store import local_or_url
 
     reports = []
-    for name, paths in ledger_paths(folder, split_name).items():
-        report = LedgerReport(split=name)
-        for entry in read_ledger(paths):
-            report.count(entry)
-        typer.echo(report.to_text())
-        if missing := missing_tasks(paths):
-            typer.echo(f"  not counted: the samples of tasks that have noted nothing yet: {missing}")
-        reports.append(report)
-    if csv_file is not None:
-        with publish(csv_file.absolute()) as stream:
-            entries = (entry for paths in ledger_paths(folder, split_name).values() for entry in read_ledger(paths))
-            entries_to_csv(entries, stream)
+    with open_ledgers(local_or_url(folder), split_name) as ledgers:
+        for name, paths in ledgers.items():
+            report = LedgerReport(split=name)
+            for entry in read_ledger(paths):
+                report.count(entry)
+            typer.echo(report.to_text())
+            if missing := missing_tasks(paths):
+                typer.echo(f"  not counted: the samples of tasks that have noted nothing yet: {missing}")
+            reports.append(report)
+        if csv_file is not None:
+            with publish(csv_file.absolute()) as stream:
+                entries_to_csv((entry for paths in ledgers.values() for entry in read_ledger(paths)), stream)
     if json_file is not None:
         with publish(json_file.absolute()) as stream:
             stream.write((json.dumps([report.to_json() for report in reports], indent=1) + "\n").encode())
@@ -837,6 +871,15 @@ def verify(
     ] = False,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the report to this file, too.")] = None,
     workers: Workers = _num_cores(),
+    time_limit: Annotated[
+        float | None,
+        typer.Option(
+            "--time-limit",
+            min=0,
+            help="Seconds for a video; one that takes longer is a fault; 0: none.",
+            show_default="600",
+        ),
+    ] = None,
 ) -> None:
     """Verify every byte of a folder of shards, or every video of a data set."""
     from vidprep import verify as verification
@@ -848,6 +891,8 @@ def verify(
             raise UsageError("give a folder of shards, or --dataset and --data-root, not both.")
         if is_quarantined:
             raise UsageError("--quarantine: for videos (--dataset and --data-root); shards are written again instead.")
+        if time_limit is not None:
+            raise UsageError("--time-limit: for videos (--dataset and --data-root), which are decoded; shards are not.")
         of_shards = verification.verify_shards(local_or_url(shards), split_name, workers=workers, progress="verify")
         text, as_json, is_good = of_shards.to_text(), of_shards.to_json(), of_shards.is_sound
     else:
@@ -864,6 +909,7 @@ def verify(
             read_boxes=None if boxes is None else _read_boxes,
             num_published=info.splits.get(chosen.split),
             workers=workers,
+            time_limit_seconds=600.0 if time_limit is None else time_limit or None,
             progress=f"verify {chosen.split}",
         )
         text, as_json, is_good = of_videos.to_text(), of_videos.to_json(), not of_videos.faults

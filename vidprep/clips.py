@@ -8,17 +8,14 @@ OUT/val.clips.faults.csv      the videos without a clip, and why
 Of the data set `folder` the list is OUT/val.csv (video,label) with OUT/classes.txt.
 """
 
-import json
 import math
 import os
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import closing
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from fractions import Fraction
 from functools import partial
-from itertools import groupby
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -32,24 +29,16 @@ from numpy.typing import NDArray
 from vidprep.datasets import folder, list_path
 from vidprep.decode.pyav import KEPT_PACKET_BYTES, UPRIGHT, Orientation, PyavReader, open_container, turn_upright
 from vidprep.encode import JpegEncoder
-from vidprep.engine import (
-    CannotWrite,
-    Outcomes,
-    WorkerDied,
-    differences,
-    lock,
-    publish,
-    run,
-    source_state,
-    sweep,
-    writing,
-)
-from vidprep.errors import CorruptVideo, FaultKind, MissingVideo, UsageError, VidprepError, kind_of
-from vidprep.extract import folder_name, frame_size, select_frames
-from vidprep.index import Fault, faults_to_csv, sample_id
-from vidprep.ledger import check_retry, ends_in_newline, now, samples_line
+from vidprep.engine import CannotWrite, media_state, publish, run, source_state, writing
+from vidprep.errors import CorruptVideo, FaultKind, MissingVideo, UsageError, VidprepError
+from vidprep.extract import frame_size, select_frames
+from vidprep.index import Fault, faults_to_csv, folder_name, sample_id
+from vidprep.journal import Group, Journal, JournalState, by_file, fault_entry, note_all
+from vidprep.ledger import check_retry
 from vidprep.sampling import frames_between
 from vidprep.splits import LABEL_SEPARATOR, Split, write_split
+from vidprep.store import DiskStore
+from vidprep.tasks import ArrayTask, Held
 from vidprep.types import DatasetInfo, Video
 from vidprep.workers import begin_part
 
@@ -184,6 +173,10 @@ class ClipReport:
     """Clips that this run made; the others were there."""
     num_bytes: int
     faults: tuple[Fault, ...]
+    num_missing: int = 0
+    """Videos that other tasks have still to look at."""
+    is_finished: bool = True
+    """The list of all clips is written; False while other tasks are at work: then this tells of one part."""
 
 
 def clips(
@@ -197,6 +190,7 @@ def clips(
     time_limit_seconds: float | None = None,
     scheduler: str | None = None,
     retry: Sequence[str] = (),
+    task: ArrayTask | None = None,
     progress: str | None = None,
 ) -> ClipReport:
     """Make a clip of every video (or annotated segment) of a split; what is there already is left alone.
@@ -211,6 +205,8 @@ def clips(
         time_limit_seconds: for a video; one that takes longer becomes a fault. None: as long as it takes.
         scheduler: address of a Dask scheduler whose workers do the work, instead of processes here.
         retry: kinds of faults (`ledger.check_retry`) whose videos are tried again though their files are the same.
+        task: only this part of the videos; other tasks, here or elsewhere, do theirs in the same folder. The one that
+            finds all of them done and nobody else at work writes the list of clips.
         progress: shown while it runs; None shows nothing.
 
     Raises:
@@ -228,18 +224,29 @@ def clips(
         raise UsageError(f"{out}: is a file; give --out the name of a folder.")
     with writing(out):
         out.mkdir(parents=True, exist_ok=True)
-    journal = out / f"{split.split}.clips.jsonl"
     kinds = check_retry(retry)
-    if not journal.exists():
-        with publish(journal) as stream:
-            stream.write((json.dumps(plan) + "\n").encode())
-    with lock(journal, purpose="vidprep clips"):
-        done = _read_journal(journal, plan)
-        _sweep(out, places)
+    journal = Journal(
+        base=out / split.split,
+        suffix=".clips.jsonl",
+        folder=out,
+        what="clips",
+        command="clips",
+        plan=plan,
+        key="clip",
+        rows=[(places[folder_name(video)], sample_id(video)) for video in split.videos],
+        task=task,
+    )
+    journal.begin()
+    with journal.hold_part() as state:
+        videos = split.videos[journal.part.start : journal.part.stop]
+        _sweep(out, [places[folder_name(video)] for video in videos])
+        if task is None:
+            names = (f"{split.split}.csv", folder.CLASSES_FILE, f"{split.split}.clips.faults.csv", journal.path.name)
+            DiskStore(folder=out).sweep(names)
         todo = [
             (video, paths.get(video.video_id))
-            for video in split.videos
-            if not _is_done(done.get(places[folder_name(video)]), paths.get(video.video_id), out, kinds)
+            for video in videos
+            if not _is_settled(places[folder_name(video)], paths.get(video.video_id), state, out, kinds)
         ]
         engine = partial(
             run,
@@ -249,49 +256,22 @@ def clips(
             scheduler=scheduler,
             progress=progress,
         )
-        samples = samples_line([(places[folder_name(video)], sample_id(video)) for video in split.videos])
         try:
-            num_new = _cut_all(_groups(todo), journal, samples, done, engine, places)
+            num_new = note_all(by_file(todo), journal, state, engine, key_of=lambda video: places[folder_name(video)])
         except BaseException:
-            _sweep(out, places)  # what workers were writing when they were ended
+            _sweep(out, [places[folder_name(video)] for video in videos])  # what workers were writing when ended
             raise
-        return _finish(info, split, places, out=out, done=_read_journal(journal, plan), num_new=num_new)
-
-
-def _cut_all(
-    groups: Sequence[list["_Row"]],
-    journal: Path,
-    samples: str,
-    known: Mapping[str, Mapping[str, Any]],
-    engine: Callable[..., Outcomes[list["_Row"], list[dict[str, Any]]]],
-    places: Mapping[str, str],
-) -> int:
-    """Make the clips and write what becomes of each into the journal; how many were made."""
-    num_new = 0
-    with writing(journal), journal.open("a", encoding="utf-8") as lines:
-        if not ends_in_newline(journal):
-            lines.write("\n")  # ends the line that a killed run was writing
-        if groups:
-            lines.write(samples)
-        while groups:
-            lost: list[list[_Row]] = []
-            with closing(engine(groups)) as outcomes:
-                for outcome in outcomes:
-                    failed, rest = _split_lost(outcome.unit, outcome.error)
-                    lost += rest
-                    entries = outcome.result or [
-                        _fault_entry(video, path, places, outcome.error) for video, path in failed
-                    ]
-                    for entry in entries:
-                        entry.setdefault("seconds", round(outcome.seconds, 3))
-                        before = known.get(entry["clip"], {})
-                        entry["attempts"] = outcome.num_attempts + before.get("attempts", 1 if before else 0)
-                        entry["when"] = now()
-                    lines.writelines(json.dumps(entry) + "\n" for entry in entries)
-                    lines.flush()
-                    num_new += sum("facts" in entry for entry in entries)
-            groups = lost
-    return num_new
+        if task is None:
+            return _finish(info, split, places, journal, state, num_new=num_new)
+        report = _report(journal, state, num_new=num_new)
+    try:
+        with journal.hold_all() as state:
+            num_missing = journal.num_missing(state)
+            if not num_missing:
+                return _finish(info, split, places, replace(journal, task=None), state, num_new=num_new)
+    except Held:
+        num_missing = 0  # whoever is still at work looks for what is missing when it is done
+    return replace(report, num_missing=num_missing, is_finished=False)
 
 
 # Where clips lie, and what is there
@@ -324,76 +304,35 @@ def _places(info: DatasetInfo, split: Split, settings: ClipFormat, out: Path) ->
     return places
 
 
-def _sweep(out: Path, places: Mapping[str, str]) -> None:
-    """Remove what ended runs left half-written."""
-    for parent in {(out / place).parent for place in places.values()}:
-        sweep(parent, ".*")
+def _sweep(out: Path, places: Iterable[str]) -> None:
+    """Remove what ended runs left half-written of these clips; others may be at work on others."""
+    names: dict[Path, set[str]] = {}
+    for place in places:
+        names.setdefault((out / place).parent, set()).add(Path(place).name)
+    for parent, below in names.items():
+        DiskStore(folder=parent).sweep(below)
 
 
-def _read_journal(journal: Path, plan: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """What became of each clip, by its path; later lines replace earlier ones."""
-    lines = journal.read_text(encoding="utf-8", errors="replace").splitlines()
-    try:
-        before = json.loads(lines[0]) if lines else {}
-    except ValueError as error:
-        raise UsageError(f"{journal}: not a journal of `vidprep clips`; move it away or give another --out.") from error
-    if found := differences(before, plan):
-        raise UsageError(f"{journal.parent}: holds clips of other settings ({found}); give another --out.")
-    done: dict[str, dict[str, Any]] = {}
-    for line in lines[1:]:
-        try:
-            entry = json.loads(line)
-        except ValueError:
-            continue  # the line that a killed run was writing; its clip is made again
-        if "clip" in entry:
-            done[entry["clip"]] = entry
-    return done
-
-
-def _is_done(entry: Mapping[str, Any] | None, path: Path | None, out: Path, retry: frozenset[FaultKind]) -> bool:
-    if entry is None:
+def _is_settled(place: str, path: Path | None, state: JournalState, out: Path, retry: frozenset[FaultKind]) -> bool:
+    """Whether nothing is to be done: the clip is there, or it is a fault and its video the one that was tried."""
+    known = state.known.get(place)
+    if known is None:
         return False
-    if "facts" in entry:
-        state = source_state(out / entry["clip"])
-        return state is not None and state[0] == entry["facts"]["num_bytes"]
-    # A fault stands as long as its file is the one that was tried.
-    return entry.get("kind", "other") not in retry and bool(entry["source"] == source_state(path))
+    if known.is_done:
+        found = source_state(out / place)
+        return found is not None and found[0] == known.num_bytes
+    return known.kind not in retry and known.source == media_state(path)
 
 
-_Row = tuple[Video, Path | None]
-CLIPS_PER_GROUP = 32
-"""Of one long video, which is opened once for them."""
-
-
-def _groups(rows: Sequence[_Row]) -> list[list[_Row]]:
-    """Neighbours of the same file together, in order."""
-    groups = []
-    for _, same in groupby(rows, key=lambda row: row[1]):
-        listed = list(same)
-        groups += [listed[at : at + CLIPS_PER_GROUP] for at in range(0, len(listed), CLIPS_PER_GROUP)]
-    return groups
-
-
-def _split_lost(group: list[_Row], error: Exception | None) -> tuple[list[_Row], list[list[_Row]]]:
-    """Of a group that ended its process: the clip that did; and the others, to be made without it, or each alone."""
-    if not isinstance(error, WorkerDied) or len(group) == 1:
-        return group, []
-    failed = [row for row in group if folder_name(row[0]) == error.part]
-    rest = [row for row in group if row not in failed]
-    return failed, [rest] if failed else [[row] for row in rest]
-
-
-def _cut_group(
-    group: Sequence[_Row], *, out: Path, places: Mapping[str, str], settings: ClipFormat
-) -> list[dict[str, Any]]:
+def _cut_group(group: Group, *, out: Path, places: Mapping[str, str], settings: ClipFormat) -> list[dict[str, Any]]:
     """The journal's entry of each clip; a fault of one does not keep the others from theirs."""
-    path = group[0][1]
+    path = group.path
     if path is None:
         raise MissingVideo("no file found for it")
     before = source_state(path)
     entries: list[dict[str, Any]] = []
     with PyavReader(path, kept_packet_bytes=KEPT_PACKET_BYTES) as reader:
-        for video, _ in group:
+        for video in group.videos:
             begin_part(folder_name(video))
             started = time.perf_counter()
             place = places[folder_name(video)]
@@ -409,38 +348,37 @@ def _cut_group(
             except CannotWrite:
                 raise
             except (VidprepError, ValueError, MemoryError) as error:
-                entries.append(_fault_entry(video, path, places, error))
+                entries.append(fault_entry("clip", place, path, error))
             entries[-1]["seconds"] = round(time.perf_counter() - started, 3)
     return entries
 
 
-def _fault_entry(video: Video, path: Path | None, places: Mapping[str, str], error: Exception | None) -> dict[str, Any]:
-    text = str(error).removeprefix(f"{path}: ").rstrip(".")  # the path has its own column
-    return {
-        "clip": places[folder_name(video)],
-        "kind": "other" if error is None else kind_of(error),
-        "reason": text if isinstance(error, VidprepError) else f"{type(error).__name__}: {text}",
-        "path": str(path or ""),
-        "source": source_state(path),
-    }
+def _report(journal: Journal, state: JournalState, *, num_new: int) -> ClipReport:
+    """What has become of the videos of this run."""
+    keys = [key for key, _ in journal.rows[journal.part.start : journal.part.stop]]
+    facts = [entry["facts"] for _, known, entry in journal.entries(state, keys) if known.is_done]
+    return ClipReport(
+        folder=journal.folder,
+        num_clips=len(facts),
+        num_copied=sum(fact["is_copied"] for fact in facts),
+        num_new=num_new,
+        num_bytes=sum(fact["num_bytes"] for fact in facts),
+        faults=journal.faults(state),
+    )
 
 
 def _finish(
     info: DatasetInfo,
     split: Split,
     places: Mapping[str, str],
+    journal: Journal,
+    state: JournalState,
     *,
-    out: Path,
-    done: Mapping[str, Mapping[str, Any]],
     num_new: int,
 ) -> ClipReport:
     """Write the list of the clips, and of the faults."""
-    entries = {folder_name(video): done[places[folder_name(video)]] for video in split.videos}
-    faults = tuple(
-        Fault(video_id=sample_id(video), reason=entry["reason"], path=entry["path"], kind=entry.get("kind", "other"))
-        for video in split.videos
-        if "reason" in (entry := entries[folder_name(video)])
-    )
+    out = journal.folder
+    report = _report(journal, state, num_new=num_new)
     if info.name == folder.INFO.name:
         _write_table(split, places, out)
     else:
@@ -457,16 +395,8 @@ def _finish(
             list_path(out, split.split),
         )
     with publish(out / f"{split.split}.clips.faults.csv") as stream:
-        stream.write(faults_to_csv(faults).encode())
-    facts = [entry["facts"] for entry in entries.values() if "facts" in entry]
-    return ClipReport(
-        folder=out,
-        num_clips=len(facts),
-        num_copied=sum(fact["is_copied"] for fact in facts),
-        num_new=num_new,
-        num_bytes=sum(fact["num_bytes"] for fact in facts),
-        faults=faults,
-    )
+        stream.write(faults_to_csv(report.faults).encode())
+    return report
 
 
 def _write_table(split: Split, places: Mapping[str, str], out: Path) -> None:

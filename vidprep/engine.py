@@ -27,6 +27,7 @@ __all__ = [
     "WorkerDied",
     "differences",
     "lock",
+    "media_state",
     "publish",
     "run",
     "source_state",
@@ -267,6 +268,14 @@ def source_state(path: Path | None) -> list[int] | None:
     except OSError:
         return None
     return None if status is None else [status.st_size, status.st_mtime_ns]
+
+
+def media_state(path: Path | None) -> list[int] | None:
+    """As `source_state`; of a folder of frames the sum of sizes and the latest change of all its files."""
+    if path is None or not path.is_dir():
+        return source_state(path)
+    states = [state for entry in (path, *path.iterdir()) if (state := source_state(entry)) is not None]
+    return [sum(size for size, _ in states), max(change for _, change in states)]
 
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:

@@ -23,8 +23,8 @@ from typing import Any, Literal
 
 from vidprep.engine import differences, lock, publish, run, writing
 from vidprep.errors import CorruptVideo, UsageError, VidprepError
-from vidprep.extract import FrameIndex, folder_name, open_frames, read_delivered, read_frame_index
-from vidprep.index import Fault
+from vidprep.extract import FrameIndex, open_frames, read_delivered, read_frame_index
+from vidprep.index import Fault, folder_name
 from vidprep.layouts import Entry, Layout, class_folder, describe_frames
 from vidprep.layouts.frames import find_hole, list_numbers
 from vidprep.layouts.lists import format_classes, format_list

@@ -9,13 +9,14 @@ OUT.journal                            the ledger, what was done and what failed
 """
 
 import csv
+import hashlib
 import json
 import math
 import os
-import re
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence, Set
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import asdict, dataclass, fields, replace
 from fractions import Fraction
@@ -27,24 +28,15 @@ from typing import IO, TYPE_CHECKING, Any, Literal, Self, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from vidprep.engine import (
-    CannotWrite,
-    Outcomes,
-    WorkerDied,
-    differences,
-    publish,
-    run,
-    source_state,
-    unique_name,
-    writing,
-)
-from vidprep.errors import CorruptVideo, FaultKind, MissingVideo, UsageError, VidprepError, WrongLength, kind_of
+from vidprep.engine import CannotWrite, media_state, publish, run, unique_name, writing
+from vidprep.errors import CorruptVideo, FaultKind, MissingVideo, UsageError, VidprepError, WrongLength
 from vidprep.ffmpeg import FfmpegOptions, check_filter, extract_with_ffmpeg, require_ffmpeg
-from vidprep.index import Fault, faults_to_csv, sample_id
-from vidprep.ledger import check_retry, ends_in_newline, now, samples_line
+from vidprep.index import Fault, faults_to_csv, folder_name, sample_id
+from vidprep.journal import Group, Journal, JournalState, by_file, fault_entry, note_all
+from vidprep.ledger import check_retry
 from vidprep.sampling import sample_clips
 from vidprep.splits import Split
-from vidprep.tasks import ArrayTask, Held, hold
+from vidprep.tasks import ArrayTask, Held
 from vidprep.types import FrameAnnotation, FrameFormat, Video
 from vidprep.workers import begin_part
 
@@ -58,11 +50,9 @@ __all__ = [
     "FrameFacts",
     "FrameIndex",
     "extract",
-    "folder_name",
     "frame_size",
     "frames_of",
     "match_annotations",
-    "media_state",
     "open_frames",
     "read_delivered",
     "read_frame_index",
@@ -497,14 +487,6 @@ def _decode_jpeg(image: bytes, *, name: str) -> NDArray[np.uint8]:
     return picture
 
 
-def media_state(path: Path | None) -> list[int] | None:
-    """As `engine.source_state`; of a folder of frames the sum of sizes and the latest change of all its files."""
-    if path is None or not path.is_dir():
-        return source_state(path)
-    states = [state for entry in (path, *path.iterdir()) if (state := source_state(entry)) is not None]
-    return [sum(size for size, _ in states), max(change for _, change in states)]
-
-
 def _inside(times: NDArray[np.float64], duration: float, video: Video) -> NDArray[np.int64]:
     """Indices of the frames that are shown inside the segment of `video`; times count from the first frame."""
     start = video.start_seconds or 0.0
@@ -516,19 +498,6 @@ def _inside(times: NDArray[np.float64], duration: float, video: Video) -> NDArra
             f"({len(times)} frames in {duration:.3f} s)"
         )
     return inside.astype(np.int64)
-
-
-def folder_name(video: Video) -> str:
-    """Where the frames of a video lie below the folder of a split: its id, and its segment where it has one.
-
-    A segment that has a name of its own is called by that.
-    """
-    if video.segment_id:
-        return video.segment_id
-    if video.start_seconds is None and video.end_seconds is None:
-        return video.video_id
-    end = "end" if video.end_seconds is None else f"{video.end_seconds:.3f}"
-    return f"{video.video_id}@{video.start_seconds or 0.0:.3f}-{end}"
 
 
 # A whole split
@@ -592,59 +561,57 @@ def extract(
         raise UsageError(f"{out}: is a file; give --out the name of a folder.")
     with writing(out):
         out.mkdir(parents=True, exist_ok=True)
-    journal = _beside(out, ".journal")
     kinds = check_retry(retry)
-    if not journal.exists():
-        _begin_journal(journal, plan, out)
-    lock_file = _beside(out, ".lock")
-    with writing(lock_file):
-        lock_file.touch()
-    whole = range(len(split.videos))
-    mine = whole if task is None else task.part_of(len(split.videos))
-    own_journal = journal if task is None else _beside(out, f".{task.number}-of-{task.count}.journal")
+    journal = Journal(
+        base=out,
+        suffix=".journal",
+        folder=out,
+        what="frames",
+        command="extract",
+        plan=plan,
+        key="folder",
+        rows=[(folder_name(video), sample_id(video)) for video in split.videos],
+        task=task,
+        skips_facts=True,
+    )
+    if not journal.path.exists():
+        _refuse_foreign(journal.path, out)
+    journal.begin()
     half = out / (HALF_FILLED if task is None else f"{HALF_FILLED}-{task.number}-of-{task.count}")
-    purpose = "vidprep extract" if task is None else f"vidprep extract --task {task}"
-    # A task that is just writing the index holds all videos, for a moment.
-    with hold(lock_file, mine, purpose=purpose, patience_seconds=0.0 if task is None else FINISH_PATIENCE_SECONDS):
-        known = _scan_journal(journal, plan)
+    with journal.hold_part() as state:
         if task is None:
-            if _absorb_tasks(split, journal, out):
-                known = _scan_journal(journal, plan)
             _sweep_folders(out)
         else:
             _sweep_folder(half)
-            if not own_journal.exists():
-                with publish(own_journal) as stream:
-                    stream.write((json.dumps(plan) + "\n").encode())
-            known |= _scan_journal(own_journal, plan)
-        videos = split.videos[mine.start : mine.stop]
+        videos = split.videos[journal.part.start : journal.part.stop]
+        lost = _lost_folders([folder_name(video) for video in videos], state, out)
         todo = [
             (video, paths.get(video.video_id))
             for video in videos
-            if not _is_done(video, known.get(folder_name(video)), paths.get(video.video_id), out, kinds)
+            if not _is_settled(video, paths.get(video.video_id), state, kinds, lost)
         ]
-        samples = samples_line([(folder_name(video), sample_id(video)) for video in videos])
+        work = partial(_extract_group, out=out, half=half, settings=settings, delivered=delivered, ffmpeg=ffmpeg)
+        engine = partial(
+            run,
+            work=work,
+            workers=workers,
+            time_limit_seconds=time_limit_seconds,
+            scheduler=scheduler,
+            progress=progress,
+        )
         try:
-            work = partial(_extract_group, out=out, half=half, settings=settings, delivered=delivered, ffmpeg=ffmpeg)
-            engine = partial(
-                run, work=work, workers=workers, time_limit_seconds=time_limit_seconds, scheduler=scheduler
-            )
-            num_new = _extract_all(_by_file(todo), own_journal, samples, known, engine, progress=progress)
-        except BaseException:
-            _sweep_folder(half)  # what workers were filling when they were ended
-            raise
-        _sweep_folder(half)
+            num_new = note_all(by_file(todo), journal, state, engine, key_of=folder_name)
+        finally:
+            _sweep_folder(half)  # after a run that was ended: what workers were filling
         if task is None:
-            return _finish(split, out=out, journal=journal, plan=plan, num_new=num_new)
-        report = _report_part(videos, [own_journal, journal], out=out, plan=plan, num_new=num_new)
+            return _finish(journal, state, num_new=num_new)
+        report = _report_part(journal, state, num_new=num_new)
     try:
-        with hold(lock_file, whole, purpose=purpose):
-            _absorb_tasks(split, journal, out)
-            known = _scan_journal(journal, plan)
-            num_missing = sum(folder_name(video) not in known for video in split.videos)
+        with journal.hold_all() as state:
+            num_missing = journal.num_missing(state)
             if not num_missing:
                 _sweep_folders(out)
-                return _finish(split, out=out, journal=journal, plan=plan, num_new=num_new)
+                return _finish(replace(journal, task=None), state, num_new=num_new)
     except Held:
         num_missing = 0  # whoever is still at work looks for what is missing when it is done
     return replace(report, num_missing=num_missing, is_finished=False)
@@ -698,114 +665,44 @@ def _refuse_escapes(split: Split, out: Path) -> None:
             )
 
 
-def _begin_journal(journal: Path, plan: Mapping[str, Any], out: Path) -> None:
+def _refuse_foreign(journal: Path, out: Path) -> None:
     with os.scandir(out) as entries:
         if any(not entry.name.startswith(".") for entry in entries):
             raise UsageError(
                 f"{out}: holds files that no `vidprep extract` recorded (no {journal.name} beside it); "
                 "move them away or give another --out."
             )
-    with publish(journal) as stream:
-        stream.write((json.dumps(plan) + "\n").encode())
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class _Known:
-    """What the journal says of a video, in little: of a hundred thousand the entries themselves fill the memory."""
-
-    place: int
-    """Of its entry in the journal, in bytes."""
-    is_done: bool
-    kind: str
-    source: list[int] | None
-    num_attempts: int
-
-
-def _scan_journal(journal: Path, plan: Mapping[str, Any]) -> dict[str, _Known]:
-    """Folder -> what is known of it; later lines replace earlier ones.
-
-    Raises:
-        UsageError: not a journal, or one of other settings.
-    """
-    known: dict[str, _Known] = {}
-    with journal.open("rb") as lines:
-        first = lines.readline()
-        try:
-            before = json.loads(first) if first else {}
-        except ValueError as error:
-            raise UsageError(
-                f"{journal}: not a journal of `vidprep extract`; move it away or give another --out."
-            ) from error
-        if found := differences(before, plan):
-            raise UsageError(
-                f"{journal.with_suffix('')}: holds frames of other settings ({found}); give another --out."
-            )
-        place = len(first)
-        for line in lines:
-            if (found_of := _known_of(line, place)) is not None:
-                known[found_of[0]] = found_of[1]
-            place += len(line)
-    return known
-
-
-def _known_of(line: bytes, place: int) -> tuple[str, _Known] | None:
-    """A folder and what a line of the journal says of it; None for other lines, and for one that was not written out.
-
-    The facts, the times of hundreds of frames, are not parsed: of a hundred thousand videos that takes minutes.
-    """
-    head, facts, _ = line.partition(b', "facts": ')
-    if not line.endswith(b"}\n"):
-        return None
-    try:
-        entry = json.loads(head + b"}" if facts else line)
-    except ValueError:
-        return None
-    if "folder" not in entry:
-        return None
-    return entry["folder"], _Known(
-        place=place,
-        is_done=bool(facts),
-        kind=entry.get("kind", "other"),
-        source=entry.get("source"),
-        num_attempts=entry.get("attempts", 1),
-    )
-
-
-def _is_done(video: Video, known: _Known | None, path: Path | None, out: Path, retry: frozenset[FaultKind]) -> bool:
+def _is_settled(
+    video: Video, path: Path | None, state: JournalState, retry: frozenset[FaultKind], lost: Set[str]
+) -> bool:
+    """Whether nothing is to be done: its frames are there, or it is a fault and its file the one that was tried."""
+    known = state.known.get(folder_name(video))
     if known is None:
         return False
     if known.is_done:
-        return (out / folder_name(video)).is_dir()
-    # A fault stands as long as its file is the one that was tried.
+        return folder_name(video) not in lost
     return known.kind not in retry and known.source == media_state(path)
 
 
-def _absorb_tasks(split: Split, journal: Path, out: Path) -> bool:
-    """Append to the journal what tasks noted in journals of their own, and remove these. No task is at work.
+def _lost_folders(names: Sequence[str], state: JournalState, out: Path) -> set[str]:
+    """Folders of frames that are done and not there any more.
 
-    Returns:
-        Whether there were any.
+    Many in one place are looked for by listing it: a look at each would take minutes where the disk does not have
+    them in memory.
     """
-    name = re.compile(rf"{re.escape(out.name)}\.\d+-of-\d+\.journal")
-    found = sorted(path for path in out.parent.iterdir() if name.fullmatch(path.name))
-    if not found:
-        return False
-    samples = samples_line([(folder_name(video), sample_id(video)) for video in split.videos])
-    with writing(journal), journal.open("a+b") as target:
-        if not ends_in_newline(journal):
-            target.write(b"\n")
-        target.write(samples.encode())
-        for path in found:
-            with path.open("rb") as lines:
-                lines.readline()  # its settings, which are the journal's
-                for line in lines:
-                    if b'"samples_sha256"' not in line[:20]:
-                        target.write(line if line.endswith(b"\n") else line + b"\n")
-        target.flush()
-        os.fsync(target.fileno())
-        for path in found:
-            path.unlink()
-    return True
+    lost = {name for name in names if (known := state.known.get(name)) is not None and known.is_done}
+    for parent, count in Counter(name.rpartition("/")[0] for name in lost).items():
+        if count >= LISTED_FOLDERS and (out / parent).is_dir():
+            below = f"{parent}/" if parent else ""
+            with os.scandir(out / parent) as entries:
+                lost.difference_update(f"{below}{entry.name}" for entry in entries if entry.is_dir())
+    return {name for name in lost if not (out / name).is_dir()}
+
+
+LISTED_FOLDERS = 16
+"""Of fewer each is looked for by itself: a task may have few in a place of many."""
 
 
 def _sweep_folders(out: Path) -> None:
@@ -822,89 +719,12 @@ def _sweep_folder(half: Path) -> None:
 
 HALF_FILLED = ".part"
 """Folder below `out` in which folders are filled before they get their place; each task has its own."""
-FINISH_PATIENCE_SECONDS = 10.0
-"""A task waits so long for another one that writes the index."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Group:
-    """Rows of a split that come from one file: a video, or some segments of a long one."""
-
-    videos: tuple[Video, ...]
-    path: Path | None
-
-
-SEGMENTS_PER_GROUP = 32
-"""Of one long video; it is opened once for them, and they are noted in the journal together."""
 KEPT_PACKET_BYTES = 4 * 1024**3
 """A long video whose segments are cut one after the other stays in memory up to this size, as compressed packets."""
 
 
-def _by_file(rows: Sequence[tuple[Video, Path | None]]) -> list[_Group]:
-    """Neighbours of the same file together, in order."""
-    groups: list[_Group] = []
-    for video, path in rows:
-        last = groups[-1] if groups else None
-        if last is not None and path is not None and last.path == path and len(last.videos) < SEGMENTS_PER_GROUP:
-            groups[-1] = replace(last, videos=(*last.videos, video))
-        else:
-            groups.append(_Group(videos=(video,), path=path))
-    return groups
-
-
-def _extract_all(
-    groups: Sequence[_Group],
-    journal: Path,
-    samples: str,
-    known: Mapping[str, _Known],
-    engine: Callable[..., Outcomes[_Group, list[dict[str, Any]]]],
-    *,
-    progress: str | None,
-) -> int:
-    """Extract the frames of each video and note it in the journal; how many videos got frames."""
-    num_new = 0
-    with writing(journal), journal.open("a", encoding="utf-8") as lines:
-        if not ends_in_newline(journal):
-            lines.write("\n")  # ends the line that a killed run was writing
-        if groups:
-            lines.write(samples)
-        lines.flush()
-
-        def note(entries: Sequence[dict[str, Any]], *, seconds: float | None = None, num_attempts: int = 1) -> None:
-            for entry in entries:
-                before = known.get(entry["folder"])
-                entry.setdefault("seconds", None if seconds is None else round(seconds, 3))
-                entry["attempts"] = num_attempts + (before.num_attempts if before is not None else 0)
-                entry["when"] = now()
-            # The facts last: see `_known_of`.
-            ordered = (dict(sorted(entry.items(), key=lambda item: item[0] == "facts")) for entry in entries)
-            lines.writelines(json.dumps(entry) + "\n" for entry in ordered)
-            lines.flush()
-
-        missing = MissingVideo("no file found for it")
-        note([_fault_entry(video, None, missing) for group in groups if group.path is None for video in group.videos])
-        waiting = [group for group in groups if group.path is not None]
-        while waiting:
-            lost: list[_Group] = []
-            with closing(engine(waiting, progress=progress)) as outcomes:
-                for outcome in outcomes:
-                    group, error = outcome.unit, outcome.error
-                    failed = group.videos
-                    if isinstance(error, WorkerDied) and len(group.videos) > 1:
-                        # One of the segments ended the process; the others are done again without it, or each alone.
-                        failed = tuple(video for video in group.videos if folder_name(video) == error.part)
-                        rest = [video for video in group.videos if video not in failed]
-                        apart = [tuple(rest)] if failed else [(video,) for video in rest]
-                        lost += [replace(group, videos=videos) for videos in apart]
-                    entries = outcome.result or [_fault_entry(video, group.path, error) for video in failed]
-                    note(entries, seconds=outcome.seconds, num_attempts=outcome.num_attempts)
-                    num_new += sum("facts" in entry for entry in entries)
-            waiting = lost
-    return num_new
-
-
 def _extract_group(
-    group: _Group,
+    group: Group,
     *,
     out: Path,
     half: Path,
@@ -943,7 +763,7 @@ def _extract_group(
             except CannotWrite:
                 raise
             except (VidprepError, OSError, ValueError, MemoryError) as error:
-                entries.append(_fault_entry(video, group.path, error))
+                entries.append(fault_entry("folder", folder_name(video), group.path, error))
             entries[-1]["seconds"] = round(time.perf_counter() - started, 3)
     return entries
 
@@ -1026,68 +846,100 @@ def _write_file(name: str, content: bytes, folder: int) -> None:
         os.close(descriptor)
 
 
-def _fault_entry(video: Video, path: Path | None, error: Exception | None) -> dict[str, Any]:
-    text = str(error).removeprefix(f"{path}: ").removeprefix(f"{path}/").rstrip(".")  # the path has its own column
-    return {
-        "folder": folder_name(video),
-        "kind": "other" if error is None else kind_of(error),
-        "reason": text if isinstance(error, VidprepError) else f"{type(error).__name__}: {text}",
-        "path": str(path or ""),
-        "source": media_state(path),
-    }
+# The index of a split
 
 
-def _finish(split: Split, *, out: Path, journal: Path, plan: Mapping[str, Any], num_new: int) -> ExtractReport:
-    """Write the index and the list of faults from the journal."""
-    faults: list[Fault] = []
-    num_videos = num_frames = 0
-    with publish(_beside(out, ".parquet")) as stream, _FrameTable(stream) as table:
-        for video, found, entry in _entries(split.videos, [journal], plan=plan):
-            if found.is_done:
-                table.add({"video_id": sample_id(video), **entry["facts"]})
-                num_videos += 1
-                num_frames += entry["facts"]["num_frames"]
-            else:
-                faults.append(_fault(video, found, entry))
-    with publish(_beside(out, ".faults.csv")) as stream:
-        stream.write(faults_to_csv(faults).encode())
+def _finish(journal: Journal, state: JournalState, *, num_new: int) -> ExtractReport:
+    """Write the index and the list of faults from the journal, unless they are there.
+
+    Of an index that is there, the rows of videos that nothing was noted of since are taken over.
+    """
+    out = journal.folder
+    index_path, faults_path = _beside(out, ".parquet"), _beside(out, ".faults.csv")
+    faults = journal.faults(state)
+    faults_csv = faults_to_csv(faults).encode()
+    mark = state.mark or {}
+    is_whole = (
+        mark.get("rows_sha256") == _rows_sha256(journal)
+        and mark.get("place") == state.mark_place  # nobody took lines out of the journal
+        and mark.get("sha256") == _sha256(index_path)
+    )
+    if not (is_whole and state.is_unchanged and faults_path.is_file() and faults_path.read_bytes() == faults_csv):
+        mark = _write_index(journal, state, index_path, before=index_path if is_whole else None)
+        with publish(faults_path) as stream:
+            stream.write(faults_csv)
+        journal.mark(state, mark)
     return ExtractReport(
-        folder=out, num_videos=num_videos, num_frames=num_frames, num_new=num_new, faults=tuple(faults)
+        folder=out,
+        num_videos=mark["num_videos"],
+        num_frames=mark["num_frames"],
+        num_new=num_new,
+        faults=faults,
     )
 
 
-def _report_part(
-    videos: Sequence[Video], journals: Sequence[Path], *, out: Path, plan: Mapping[str, Any], num_new: int
-) -> ExtractReport:
-    entries = list(_entries(videos, journals, plan=plan))
-    frames = [entry["facts"]["num_frames"] for _, found, entry in entries if found.is_done]
-    faults = tuple(_fault(video, found, entry) for video, found, entry in entries if not found.is_done)
-    return ExtractReport(folder=out, num_videos=len(frames), num_frames=sum(frames), num_new=num_new, faults=faults)
+def _report_part(journal: Journal, state: JournalState, *, num_new: int) -> ExtractReport:
+    keys = [key for key, _ in journal.rows[journal.part.start : journal.part.stop]]
+    frames = [entry["facts"]["num_frames"] for _, found, entry in journal.entries(state, keys) if found.is_done]
+    return ExtractReport(
+        folder=journal.folder,
+        num_videos=len(frames),
+        num_frames=sum(frames),
+        num_new=num_new,
+        faults=journal.faults(state),
+    )
 
 
-def _entries(
-    videos: Sequence[Video], journals: Sequence[Path], *, plan: Mapping[str, Any]
-) -> Iterator[tuple[Video, _Known, dict[str, Any]]]:
-    """What is known of each video, by the first journal that knows it; one entry in memory at a time."""
-    with ExitStack() as opened:
-        sources = [(opened.enter_context(path.open("rb")), _scan_journal(path, plan)) for path in journals]
-        for video in videos:
-            name = folder_name(video)
-            source = next(((lines, known[name]) for lines, known in sources if name in known), None)
-            if source is not None:
-                lines, found = source
-                lines.seek(found.place)
-                yield video, found, json.loads(lines.readline())
+def _rows_sha256(journal: Journal) -> str:
+    """Equal where an index is of the same rows, and has the same columns."""
+    columns = [field.name for field in fields(FrameFacts)]
+    return hashlib.sha256(f"{journal.rows_sha256} {columns}".encode()).hexdigest()
 
 
-def _fault(video: Video, known: _Known, entry: Mapping[str, Any]) -> Fault:
-    return Fault(video_id=sample_id(video), reason=entry["reason"], path=entry["path"], kind=known.kind)
+def _sha256(path: Path) -> str | None:
+    if not path.is_file():
+        return None
+    with path.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _write_index(journal: Journal, state: JournalState, path: Path, *, before: Path | None) -> dict[str, Any]:
+    """Write the table of all frames; what the journal's mark is to say of it.
+
+    Args:
+        journal: says which rows there are, and in which order.
+        state: what is known of each.
+        path: the table.
+        before: the table that the journal's last mark is about, to take rows from; None: all are made from the journal.
+    """
+    ids = dict(journal.rows)
+    done = [key for key in ids if (known := state.known.get(key)) is not None and known.is_done]
+    changed = {key for key in done if before is None or state.known[key].place > state.mark_place}
+    entries = journal.entries(state, [key for key in done if key in changed])
+    with closing(entries), publish(path) as stream, _FrameTable(stream) as table, ExitStack() as opened:
+        kept = None if before is None else opened.enter_context(_KeptRows(before))
+        for key in done:
+            if kept is not None and key not in changed:
+                table.take(kept.keep(key))
+                continue
+            if kept is not None:
+                table.take(kept.let_go())
+            table.add({"video_id": ids[key], **next(entries)[2]["facts"]})
+        if kept is not None:
+            table.take(kept.let_go())
+    return {
+        "rows_sha256": _rows_sha256(journal),
+        "place": state.end,
+        "sha256": _sha256(path),
+        "num_videos": table.num_rows,
+        "num_frames": table.num_frames,
+    }
 
 
 class _FrameTable:
-    """The index of frames as it is written, in memory for some thousand rows."""
+    """The index of frames as it is written, in memory for some hundred rows; its bytes depend on the rows alone."""
 
-    NUM_ROWS = 4096
+    NUM_ROWS = 1024
 
     def __init__(self, stream: IO[bytes]) -> None:
         import pyarrow as pa
@@ -1097,18 +949,44 @@ class _FrameTable:
         self._schema = pa.schema(
             [("video_id", pa.string()), *((field.name, types[cast(type, field.type)]) for field in fields(FrameFacts))]
         )
-        self._table = pa.Table
+        self._pa = pa
         self._writer = pq.ParquetWriter(stream, self._schema)
         self._rows: list[dict[str, Any]] = []
+        self._tables: list[Any] = []
+        self._num_waiting = 0
+        self.num_rows = self.num_frames = 0
 
     def add(self, row: dict[str, Any]) -> None:
-        self._rows.append(row)
-        if len(self._rows) == self.NUM_ROWS:
+        # A list of Python's numbers takes four times the memory.
+        self._rows.append({**row, "pts_seconds": np.array(row["pts_seconds"], dtype=np.float64)})
+        self._count(1, row["num_frames"])
+
+    def take(self, rows: Any) -> None:
+        """Add rows of another such table."""
+        while rows is not None and rows.num_rows:
+            some = rows.slice(0, self.NUM_ROWS - self._num_waiting)
+            rows = rows.slice(some.num_rows)
+            self._gather()
+            self._tables.append(some)
+            self._count(some.num_rows, sum(some["num_frames"].to_pylist()))
+
+    def _count(self, num_rows: int, num_frames: int) -> None:
+        self.num_rows += num_rows
+        self.num_frames += num_frames
+        self._num_waiting += num_rows
+        if self._num_waiting == self.NUM_ROWS:
             self._flush()
 
+    def _gather(self) -> None:
+        if self._rows:
+            self._tables.append(self._pa.Table.from_pylist(self._rows, schema=self._schema))
+            self._rows = []
+
     def _flush(self) -> None:
-        self._writer.write_table(self._table.from_pylist(self._rows, schema=self._schema))
-        self._rows.clear()
+        self._gather()
+        if self._tables:
+            self._writer.write_table(self._pa.concat_tables(self._tables).combine_chunks())
+        self._tables, self._num_waiting = [], 0
 
     def __enter__(self) -> Self:
         return self
@@ -1119,3 +997,52 @@ class _FrameTable:
         if error is None:
             self._flush()
         self._writer.close()
+
+
+class _KeptRows:
+    """Rows of an index that was written before, taken in its order; in memory for one of its row groups."""
+
+    def __init__(self, path: Path) -> None:
+        import pyarrow.parquet as pq
+
+        self._path = path
+        self._file = pq.ParquetFile(path)
+        self._num_groups = 0
+        self._table: Any = None
+        self._folders: list[str] = []
+        self._start = self._stop = 0
+        """The rows that are kept and not yet let go."""
+
+    def keep(self, folder: str) -> Any:
+        """Keep the row of a folder; the rows that were kept before and do not end where it begins, None where none."""
+        ended = None
+        while self._stop == len(self._folders) or self._folders[self._stop] != folder:
+            if self._start < self._stop:
+                ended = self.let_go()
+            elif self._stop < len(self._folders):
+                self._start = self._stop = self._stop + 1
+            elif self._num_groups == self._file.num_row_groups:
+                raise VidprepError(f"{self._path}: lacks {folder}; remove this file and run the same command again.")
+            else:
+                self._table = self._file.read_row_group(self._num_groups)
+                self._folders = self._table["folder"].to_pylist()
+                self._num_groups += 1
+                self._start = self._stop = 0
+        self._stop += 1
+        return ended
+
+    def let_go(self) -> Any:
+        """The rows that are kept, as a table; None where none are."""
+        if self._start == self._stop:
+            return None
+        rows = self._table.slice(self._start, self._stop - self._start)
+        self._start = self._stop
+        return rows
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._file.close()

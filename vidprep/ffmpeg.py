@@ -20,7 +20,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
-from vidprep.errors import CorruptVideo, MissingVideo, UsageError, VidprepError
+from vidprep.errors import CorruptVideo, EmptyVideo, MissingVideo, UsageError, VidprepError
 from vidprep.types import FrameFormat, Video
 from vidprep.workers import is_apart
 
@@ -101,11 +101,14 @@ def extract_with_ffmpeg(
 
     Raises:
         MissingVideo: no such file.
+        EmptyVideo: it has no bytes.
         CorruptVideo: the program does not open it, or finds an error in it.
         VidprepError: it wrote no frame.
     """
     if not source.exists():
         raise MissingVideo(f"{source}: no such file.")
+    if source.stat().st_size == 0:
+        raise EmptyVideo(f"{source}: is empty (0 bytes); fetch it again.")
     found = _probe(source)
     selection, repeats = _selection(source, video, settings, found)
     filters = [*selection, *filter(None, [options.filter]), _scale(settings), "showinfo"]

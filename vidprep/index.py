@@ -34,6 +34,7 @@ __all__ = [
     "ShardFacts",
     "dali_index",
     "faults_to_csv",
+    "folder_name",
     "list_splits",
     "read_manifest",
     "read_samples",
@@ -182,6 +183,19 @@ def read_manifest(folder: Location | Store, split: str | None = None) -> Manifes
 def sample_id(row: Video | SampleRow) -> str:
     """What a sample is called in reports and batches: the segment's own name, where it has one, else its video's."""
     return row.segment_id or row.video_id
+
+
+def folder_name(video: Video) -> str:
+    """Where the frames of a video lie below the folder of a split: its id, and its segment where it has one.
+
+    A segment that has a name of its own is called by that.
+    """
+    if video.segment_id:
+        return video.segment_id
+    if video.start_seconds is None and video.end_seconds is None:
+        return video.video_id
+    end = "end" if video.end_seconds is None else f"{video.end_seconds:.3f}"
+    return f"{video.video_id}@{video.start_seconds or 0.0:.3f}-{end}"
 
 
 def samples_to_frame(samples: Sequence[SampleRow]) -> "pd.DataFrame":

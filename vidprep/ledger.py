@@ -16,8 +16,10 @@ import hashlib
 import io
 import json
 import re
+import tempfile
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -26,6 +28,7 @@ from typing import IO, Any, Literal, Self, get_args
 
 from vidprep.engine import writing
 from vidprep.errors import FaultKind, UsageError, VidprepError, suggest
+from vidprep.store import Location, local_or_url, open_store
 
 __all__ = [
     "LEDGER_SUFFIX",
@@ -39,8 +42,10 @@ __all__ = [
     "ledger_paths",
     "missing_tasks",
     "now",
+    "open_ledgers",
     "read_ledger",
     "samples_line",
+    "samples_sha256",
 ]
 
 State = Literal["done", "failed", "pending"]
@@ -95,9 +100,18 @@ def check_retry(names: Iterable[str]) -> frozenset[FaultKind]:
 
 def samples_line(keys_and_samples: Sequence[tuple[str, str]]) -> str:
     """The line that says which samples there are; equal for equal samples."""
-    text = json.dumps(keys_and_samples, ensure_ascii=False, separators=(",", ":"))
-    digest = hashlib.sha256(text.encode()).hexdigest()
+    digest = samples_sha256(keys_and_samples)
+    text = _samples_text(keys_and_samples)
     return f'{{"samples_sha256": "{digest}", "num_samples": {len(keys_and_samples)}, "samples": {text}}}\n'
+
+
+def samples_sha256(keys_and_samples: Sequence[tuple[str, str]]) -> str:
+    """A digest that is equal for equal samples in the same order."""
+    return hashlib.sha256(_samples_text(keys_and_samples).encode()).hexdigest()
+
+
+def _samples_text(keys_and_samples: Sequence[tuple[str, str]]) -> str:
+    return json.dumps(keys_and_samples, ensure_ascii=False, separators=(",", ":"))
 
 
 class Ledger:
@@ -115,12 +129,14 @@ class Ledger:
         if path.is_file():
             with path.open(encoding="utf-8", errors="replace") as lines:
                 for found in lines:
-                    is_known = found == line or (is_known and '"samples_sha256"' not in found)
-                    if (entry := _parse(found)) is not None:
-                        self.attempts[entry.key] = entry.attempts
-                        self.deaths.pop(entry.key, None)
-                        if entry.kind in ("crashed", "out_of_memory", "hung"):
-                            self.deaths[entry.key] = entry
+                    if found.startswith(SAMPLES_LINE):
+                        is_known = found == line
+                    elif (raw := _parse_raw(found)) is not None:
+                        key = _key_of(raw)
+                        self.attempts[key] = raw.get("attempts", 1)
+                        self.deaths.pop(key, None)
+                        if raw.get("kind") in ("crashed", "out_of_memory", "hung"):
+                            self.deaths[key] = _to_entry(raw)
         with writing(path):
             self._stream: IO[str] = path.open("a", encoding="utf-8")
             if not ends_in_newline(path):
@@ -164,8 +180,6 @@ def ledger_paths(folder: Path, split: str | None = None) -> dict[str, list[Path]
     Raises:
         UsageError: no such folder, no ledger, no such split.
     """
-    if re.match("[a-z][a-z0-9]+:/", str(folder)):  # "s3://a" as a path is "s3:/a"
-        raise UsageError(f"{folder}: ledgers are read from a disk; copy the *{LEDGER_SUFFIX} of the store to a folder.")
     folder = folder.absolute()
     journal = folder.with_name(f"{folder.name}.journal")
     if journal.is_file():
@@ -186,12 +200,45 @@ def ledger_paths(folder: Path, split: str | None = None) -> dict[str, list[Path]
     return found
 
 
+@contextmanager
+def open_ledgers(location: Location, split: str | None = None) -> Iterator[dict[str, list[Path]]]:
+    """As `ledger_paths`, also of an object store: then the ledgers lie in a temporary folder inside of the block.
+
+    Raises:
+        UsageError: no such folder, no ledger, no such split.
+        StoreUnreachable: the store does not answer.
+    """
+    place = local_or_url(location)
+    if isinstance(place, Path):
+        yield ledger_paths(place, split)
+        return
+    store = open_store(place)
+    names = store.sizes()
+    found = [name for name in names if name.endswith((LEDGER_SUFFIX, CLIPS_SUFFIX))]
+    if not found:
+        raise UsageError(
+            f"{place}: no ledger here (no SPLIT{LEDGER_SUFFIX}); give the URL that `vidprep shard --out` named, "
+            "when its run has ended."
+        )
+    with tempfile.TemporaryDirectory(prefix="vidprep-") as scratch:
+        folder = Path(scratch)
+        for name in found:
+            (folder / name).write_bytes(store.read(name))
+            manifest = f"{name.partition('.')[0]}.json"  # `missing_tasks` looks whether it is there
+            if manifest in names:
+                (folder / manifest).touch()
+        try:
+            yield ledger_paths(folder, split)
+        except VidprepError as error:
+            raise type(error)(str(error).replace(str(folder), place)) from error
+
+
 def missing_tasks(paths: Sequence[Path]) -> str:
     """In words, the tasks of a job array that have noted nothing yet; empty where all have, or one run did all."""
     found = [re.search(r"\.(\d+)-of-(\d+)\.", path.name) for path in paths]
     tasks = {(int(task[1]), int(task[2])) for task in found if task is not None}
-    if not tasks or None in found:
-        return ""  # the ledger of one run, or the journal of extracted frames, names all samples
+    if not tasks or any(_names_samples(path) for path, task in zip(paths, found, strict=True) if task is None):
+        return ""  # the ledger of one run names all samples
     if paths[0].with_name(f"{paths[0].name.partition('.')[0]}.json").exists():
         return ""  # all shards are finished, by tasks of whatever number
     missing = [
@@ -202,6 +249,13 @@ def missing_tasks(paths: Sequence[Path]) -> str:
     ]
     more = f" and {len(missing) - MAX_NAMED} more" if len(missing) > MAX_NAMED else ""
     return f"{', '.join(missing[:MAX_NAMED])}{more}"
+
+
+def _names_samples(journal: Path) -> bool:
+    """Whether a run without tasks began it, or took in what all tasks noted; else there are but the settings."""
+    with journal.open("rb") as lines:
+        lines.readline()
+        return bool(lines.readline())
 
 
 MAX_NAMED = 8
@@ -223,13 +277,15 @@ def read_ledger(paths: Sequence[Path]) -> Iterator[Entry]:
     for path in paths:
         place, of_file = 0, dict[str, str]()
         with path.open("rb") as lines:
-            for raw in lines:
-                line = raw.decode("utf-8", errors="replace")
-                if '"samples_sha256"' in line[:20]:
+            for encoded in lines:
+                line = encoded.decode("utf-8", errors="replace")
+                if line.startswith(SAMPLES_LINE):
                     of_file = dict(json.loads(line)["samples"])
-                elif (entry := _parse(line)) is not None and entry.when >= last.get(entry.key, ("",))[0]:
-                    last[entry.key] = (entry.when, path, place)
-                place += len(raw)
+                elif (raw := _parse_raw(line)) is not None:
+                    key, when = _key_of(raw), raw.get("when", "")
+                    if when >= last.get(key, ("",))[0]:
+                        last[key] = (when, path, place)
+                place += len(encoded)
         samples |= of_file
     if len(paths) > 1:
         samples = dict(sorted(samples.items()))  # of tasks, whose keys are positions in the split
@@ -243,36 +299,47 @@ def read_ledger(paths: Sequence[Path]) -> Iterator[Entry]:
                 continue
             _, path, place = last[key]
             streams[path].seek(place)
-            found = _parse(streams[path].readline().decode("utf-8", errors="replace"))
+            found = _parse_raw(streams[path].readline().decode("utf-8", errors="replace"))
             if found is not None:
-                yield replace(found, sample=sample)
+                yield replace(_to_entry(found), sample=sample)
     finally:
         for stream in streams.values():
             stream.close()
 
 
-def _parse(line: str) -> Entry | None:
-    """An entry; None for other lines: settings, samples, what a killed run was writing."""
-    try:
-        raw: dict[str, Any] = json.loads(line)
-        key = raw.get("key", raw.get("folder", raw.get("clip")))
-        if key is None or "samples" in raw:
-            return None
-        state: State = "done" if "facts" in raw else raw.get("state", "failed")
-        return Entry(
-            key=key,
-            sample=raw.get("sample", key),
-            state=state,
-            kind=raw.get("kind", "" if state == "done" else "other"),
-            reason=raw.get("reason", ""),
-            path=raw.get("path", ""),
-            source=raw.get("source"),
-            attempts=raw.get("attempts", 1),
-            seconds=raw.get("seconds"),
-            when=raw.get("when", ""),
-        )
-    except (ValueError, AttributeError):
+SAMPLES_LINE = '{"samples_sha256"'
+"""How the line begins that says which samples there are."""
+
+
+def _parse_raw(line: str) -> dict[str, Any] | None:
+    """What a line says of a sample; None for other lines: settings, samples, what a killed run was writing."""
+    if line.startswith(SAMPLES_LINE):
         return None
+    try:
+        raw = json.loads(line)
+    except ValueError:
+        return None
+    return raw if isinstance(raw, dict) and _key_of(raw) is not None else None
+
+
+def _key_of(raw: Mapping[str, Any]) -> Any:
+    return raw.get("key", raw.get("folder", raw.get("clip")))
+
+
+def _to_entry(raw: Mapping[str, Any]) -> Entry:
+    state: State = "done" if "facts" in raw else raw.get("state", "failed")
+    return Entry(
+        key=_key_of(raw),
+        sample=raw.get("sample", _key_of(raw)),
+        state=state,
+        kind=raw.get("kind", "" if state == "done" else "other"),
+        reason=raw.get("reason", ""),
+        path=raw.get("path", ""),
+        source=raw.get("source"),
+        attempts=raw.get("attempts", 1),
+        seconds=raw.get("seconds"),
+        when=raw.get("when", ""),
+    )
 
 
 @dataclass(kw_only=True)

@@ -24,9 +24,9 @@ import simplejpeg
 from numpy.typing import NDArray
 
 from vidprep.decode.pyav import PyavReader
-from vidprep.engine import run, source_state
+from vidprep.engine import media_state, run, source_state
 from vidprep.errors import CorruptVideo, MissingVideo, UsageError, VidprepError
-from vidprep.extract import FrameFacts, frames_of, media_state, read_delivered
+from vidprep.extract import FrameFacts, frames_of, read_delivered
 from vidprep.index import sample_id
 from vidprep.sampling import sample_clips
 from vidprep.shard import default_samples_per_shard
@@ -202,6 +202,8 @@ def make_plan(
         name, reason = next(iter(faults.items()))
         raise VidprepError(f"none of the {len(chosen)} videos that were tried can be measured ({name}: {reason}).")
     factor = _factor(there, sizes, measured)
+    # So many frames of each video are as many of a short one as of a long one.
+    frames_factor = factor if settings.num_frames is None else len(there) / len(measured)
     free = shutil.disk_usage(_existing(folder)).free
     return Plan(
         dataset=split.dataset,
@@ -217,7 +219,16 @@ def make_plan(
         folder=str(folder),
         free_bytes=free,
         ways=_ways(
-            split, list(measured.values()), factor, settings, delivered, workers, free, command_options, frame_options
+            split,
+            list(measured.values()),
+            factor,
+            frames_factor,
+            settings,
+            delivered,
+            workers,
+            free,
+            command_options,
+            frame_options,
         ),
     )
 
@@ -241,6 +252,7 @@ def _ways(
     split: Split,
     measured: Sequence[_Measured],
     factor: float,
+    frames_factor: float,
     settings: FrameFormat,
     delivered: FrameFormat | None,
     workers: int,
@@ -248,7 +260,7 @@ def _ways(
     options: str,
     frame_options: str,
 ) -> tuple[Way, ...]:
-    def total(value: Callable[[_Measured], float]) -> float:
+    def total(value: Callable[[_Measured], float], factor: float = factor) -> float:
         return factor * sum(map(value, measured))
 
     def clips_per_second(name: str) -> float:
@@ -256,7 +268,10 @@ def _ways(
 
     size = f"short side {settings.short_side}" if settings.short_side else "their size"
     if settings.height:
-        size = f"height {settings.height}"
+        size = f"{settings.width}x{settings.height}" if settings.width else f"height {settings.height}"
+    which = "key frames" if settings.keyframes_only else "frames"
+    if settings.num_frames is not None:
+        which = f"frames, {settings.num_frames} of each"
     num_shards = math.ceil(len(split.videos) / default_samples_per_shard(len(split.videos), task=split.task))
     is_segments = any(video.end_seconds is not None for video in split.videos)
     ways = []
@@ -269,9 +284,9 @@ def _ways(
     ways.append(
         (
             "frames",
-            check_seconds + total(lambda of_one: of_one.jpeg_seconds),
-            total(lambda of_one: of_one.jpeg_bytes),
-            f"JPEG frames, {size}",
+            check_seconds + total(lambda of_one: of_one.jpeg_seconds, frames_factor),
+            total(lambda of_one: of_one.jpeg_bytes, frames_factor),
+            f"JPEG {which}, {size}",
             f"--content frames{frame_options}",
         )
     )
@@ -326,19 +341,28 @@ def _measure(item: _Item, *, settings: FrameFormat, delivered: FrameFormat | Non
         MissingVideo, CorruptVideo: it cannot be read.
     """
     size = (source_state(item.path) or [0])[0]
+    # Short-GOP video has all frames (of a rate), also where fewer are to be extracted.
+    is_few = settings.num_frames is not None or settings.keyframes_only
+    every = replace(settings, num_frames=None, keyframes_only=False)
     if delivered is not None:
         found = read_delivered(item.path, item.video, settings, delivered=delivered)
         with _timed() as jpeg:
             images = list(found.images)
+        whole, shown_images = found, images
+        if is_few:
+            whole = read_delivered(item.path, item.video, every, delivered=delivered)
+            shown_images = list(whole.images)
         seconds = found.facts.source_duration_seconds
-        rate = found.facts.fps
-        parts = _encoded(images, found.facts, rate, num_clip_frames)
+        gop = _measure_gop(shown_images, whole.facts.fps, num_clip_frames)
         return _Measured(
             seconds=0.0 if math.isnan(seconds) else seconds,
             file_bytes=size,
             decode_seconds=jpeg[0],
             jpeg_seconds=jpeg[0],
-            **parts,
+            jpeg_bytes=float(sum(map(len, images))),
+            gop_seconds=gop.encode_seconds,
+            gop_bytes=gop.num_bytes,
+            clip_seconds={"frames": _frames_seconds(images, num_clip_frames), "short GOP": gop.clip_seconds},
         )
     with PyavReader(item.path) as reader:
         video, share = _beginning(item.video, reader)
@@ -347,24 +371,33 @@ def _measure(item: _Item, *, settings: FrameFormat, delivered: FrameFormat | Non
             for _ in reader.iterate_stored(shown):
                 pass
         with _timed() as jpeg:
-            facts, encoded = frames_of(reader, video, settings)
+            # So many frames are spread over the whole video, not over its beginning.
+            facts, encoded = frames_of(reader, video if settings.num_frames is None else item.video, settings)
             images = list(encoded)
+        jpeg_share = share if settings.num_frames is None else 1.0
+        whole_facts, shown_images = facts, images
+        if is_few:
+            whole_facts, encoded = frames_of(reader, video, every)
+            shown_images = list(encoded)
         clip = shown[sample_clips(len(shown), num_segments=num_clip_frames, num_clips=1)[0]]
         with _timed() as original:
             for _ in range(NUM_CLIPS):
                 with PyavReader(item.path) as again:
                     again.get_frames_at(clip)
-    parts = _encoded(images, facts, facts.fps, num_clip_frames)
-    clip_seconds = {**parts.pop("clip_seconds"), "files": original[0] / NUM_CLIPS}
+    gop = _measure_gop(shown_images, whole_facts.fps, num_clip_frames)
     return _Measured(
         seconds=_length(video, facts) / share,
         file_bytes=size,
         decode_seconds=decoding[0] / share,
-        jpeg_seconds=jpeg[0] / share,
-        jpeg_bytes=parts["jpeg_bytes"] / share,
-        gop_seconds=parts["gop_seconds"] / share,
-        gop_bytes=parts["gop_bytes"] / share,
-        clip_seconds=clip_seconds,
+        jpeg_seconds=jpeg[0] / jpeg_share,
+        jpeg_bytes=sum(map(len, images)) / jpeg_share,
+        gop_seconds=gop.encode_seconds / share,
+        gop_bytes=gop.num_bytes / share,
+        clip_seconds={
+            "files": original[0] / NUM_CLIPS,
+            "frames": _frames_seconds(images, num_clip_frames),
+            "short GOP": gop.clip_seconds,
+        },
     )
 
 
@@ -397,28 +430,40 @@ def _length(video: Video, facts: FrameFacts) -> float:
     return max(min(end, facts.source_duration_seconds) - (video.start_seconds or 0.0), 0.0)
 
 
-def _encoded(images: Sequence[bytes], facts: FrameFacts, rate: float, num_clip_frames: int) -> dict[str, Any]:
-    """Bytes as frames and as short-GOP video, and the times of a clip from either."""
+def _frames_seconds(images: Sequence[bytes], num_clip_frames: int) -> float:
+    """That a clip takes to decode from JPEG images."""
     if not images:
         raise MissingVideo("no frame of it is chosen")
     clip = sample_clips(len(images), num_segments=num_clip_frames, num_clips=1)[0]
-    with _timed() as from_frames:
+    with _timed() as taken:
         for _ in range(NUM_CLIPS):
             for index in clip:
                 simplejpeg.decode_jpeg(images[index])
+    return taken[0] / NUM_CLIPS
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Gop:
+    """Short-GOP video of what was measured."""
+
+    encode_seconds: float
+    num_bytes: float
+    clip_seconds: float
+    """That a clip takes to decode."""
+
+
+def _measure_gop(images: Sequence[bytes], rate: float, num_clip_frames: int) -> _Gop:
+    if not images:
+        raise MissingVideo("no frame of it is chosen")
     pictures = [simplejpeg.decode_jpeg(image) for image in images]
     with _timed() as encoding:
         data = _short_gop(pictures, rate if math.isfinite(rate) and rate > 0 else 25.0)
+    clip = sample_clips(len(images), num_segments=num_clip_frames, num_clips=1)[0]
     with _timed() as from_video:
         for _ in range(NUM_CLIPS):
             with PyavReader(data) as reader:
                 reader.get_frames_at(np.minimum(clip, reader.num_frames - 1))
-    return {
-        "jpeg_bytes": float(sum(map(len, images))),
-        "gop_seconds": encoding[0],
-        "gop_bytes": float(len(data)),
-        "clip_seconds": {"frames": from_frames[0] / NUM_CLIPS, "short GOP": from_video[0] / NUM_CLIPS},
-    }
+    return _Gop(encode_seconds=encoding[0], num_bytes=float(len(data)), clip_seconds=from_video[0] / NUM_CLIPS)
 
 
 def _short_gop(pictures: Sequence[NDArray[np.uint8]], rate: float) -> bytes:

@@ -32,7 +32,7 @@ from typing import IO, Any, Literal, Self, TypeVar, cast
 
 from vidprep.datasets import DATASETS
 from vidprep.decode.pyav import PyavReader
-from vidprep.engine import CannotWrite, Outcomes, WorkerDied, differences, run, source_state
+from vidprep.engine import CannotWrite, Outcomes, WorkerDied, differences, media_state, run, source_state
 from vidprep.errors import (
     CorruptShard,
     CorruptVideo,
@@ -48,10 +48,8 @@ from vidprep.extract import (
     KEPT_PACKET_BYTES,
     FrameFacts,
     FrameIndex,
-    folder_name,
     frames_of,
     match_annotations,
-    media_state,
     open_frames,
     read_delivered,
     read_frame_index,
@@ -64,6 +62,7 @@ from vidprep.index import (
     ShardFacts,
     dali_index,
     faults_to_csv,
+    folder_name,
     read_manifest,
     row_from_dict,
     sample_id,

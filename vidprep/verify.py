@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import IO, Literal, cast
 
 from vidprep.engine import publish, run, writing
-from vidprep.errors import CorruptShard, CorruptVideo, MissingVideo, UsageError, VidprepError
+from vidprep.errors import CorruptShard, CorruptVideo, MissingVideo, UsageError, VidprepError, kind_of
 from vidprep.extract import FrameFacts, match_annotations, read_delivered
 from vidprep.index import (
     Fault,
@@ -385,6 +385,7 @@ def verify_videos(
     read_boxes: Callable[[Path], Sequence[FrameAnnotation]] | None = None,
     num_published: int | None = None,
     workers: int = 1,
+    time_limit_seconds: float | None = None,
     progress: str | None = None,
 ) -> VideosReport:
     """Look at every video of a split: it exists, opens and decodes, holds its segments, is as long as annotated.
@@ -403,6 +404,7 @@ def verify_videos(
         read_boxes: reads them: one for each frame, of its size.
         num_published: the publisher's count of rows, for the report.
         workers: processes.
+        time_limit_seconds: for a video; one that takes longer becomes a fault. None: as long as it takes.
         progress: shown while it runs; None shows nothing.
 
     Raises:
@@ -414,13 +416,15 @@ def verify_videos(
     boxes = {} if annotations is None else annotations
     units = [_Media(video_id=name, path=paths.get(name), boxes=boxes.get(name)) for name in video_ids]
     reasons: dict[str, str] = {}
+    kinds: dict[str, str] = {}
     damaged: set[str] = set()
     durations: dict[str, float] = {}
     num_frames: dict[str, int] = {}
     work = partial(
         _measure, check_mode=check, delivered=delivered, read_boxes=None if annotations is None else read_boxes
     )
-    with closing(run(units, work, workers=workers, progress=progress)) as outcomes:
+    hands = run(units, work, workers=workers, time_limit_seconds=time_limit_seconds, progress=progress)
+    with closing(hands) as outcomes:
         for outcome in outcomes:
             video_id = outcome.unit.video_id
             if outcome.error is None and outcome.result is not None:
@@ -429,6 +433,8 @@ def verify_videos(
                 reasons[video_id] = str(outcome.error).rstrip(".")
             else:
                 reasons[video_id] = f"{type(outcome.error).__name__}: {outcome.error}"
+            if outcome.error is not None:
+                kinds[video_id] = kind_of(outcome.error)
             # Boxes that are wrong are no reason to move the frames away.
             if isinstance(outcome.error, CorruptVideo) and not isinstance(outcome.error, _WrongBoxes):
                 damaged.add(video_id)
@@ -452,7 +458,12 @@ def verify_videos(
         num_sound=len(video_ids) - len(reasons),
         num_frames=sum(num_frames.values()),
         faults=tuple(
-            Fault(video_id=unit.video_id, reason=reasons[unit.video_id], path=str(unit.path or ""))
+            Fault(
+                video_id=unit.video_id,
+                reason=reasons[unit.video_id],
+                path=str(unit.path or ""),
+                kind=kinds[unit.video_id],
+            )
             for unit in units
             if unit.video_id in reasons
         ),

@@ -1,4 +1,5 @@
 import json
+from collections import Counter
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -8,12 +9,16 @@ import numpy as np
 import pytest
 
 from tests.videos import read_number, write_numbered_video
-from vidprep.clips import CODERS, ClipCodec, ClipFormat, clips
+from tests.vidprep.test_tasks import held_elsewhere
+from vidprep.cli import main
+from vidprep.clips import CODERS, ClipCodec, ClipFormat, ClipReport, clips
 from vidprep.datasets import DATASETS, get, load_split, locate
 from vidprep.decode.pyav import PyavReader
 from vidprep.errors import UsageError
+from vidprep.ledger import ledger_paths, missing_tasks, read_ledger
 from vidprep.shard import shard
 from vidprep.splits import Split
+from vidprep.tasks import Held, parse_task
 from vidprep.types import Video
 
 
@@ -55,6 +60,74 @@ def test_a_segment_is_cut_scaled_and_timed_anew(codec: ClipCodec, tmp_path: Path
         assert reader.stream.codec_context.codec.canonical_name == codec
         assert reader.pts_seconds == pytest.approx(np.arange(10) / 10)
     assert numbers_of(clip) == [16, 19, 22, 25, 28, 31, 34, 37, 40, 43]
+
+
+def test_tasks_in_any_order_and_repeated_cut_what_one_run_does(tmp_path: Path) -> None:
+    path = write_numbered_video(tmp_path / "long.mp4", num_frames=50, fps=10)
+    (tmp_path / "empty.mp4").touch()
+    segments = [Video(video_id="long.mp4", start_seconds=n, end_seconds=n + 1, segment_id=f"s{n}") for n in range(5)]
+    split = make_split(*segments[:3], Video(video_id="empty.mp4"), *segments[3:])
+    paths = {"long.mp4": path, "empty.mp4": tmp_path / "empty.mp4"}
+
+    def run(out: Path, task: str = "") -> ClipReport:
+        part = parse_task(task) if task else None
+        return clips(get("folder"), split, paths, out=out, settings=ClipFormat(short_side=64), task=part)
+
+    def results(out: Path) -> dict[str, bytes]:
+        return {name: content for name, content in tree(out).items() if not name.endswith((".jsonl", ".lock"))}
+
+    whole = run(tmp_path / "whole")
+    out = tmp_path / "tasks"
+    reports = [run(out, task) for task in ("3/3", "1/3", "3/3", "2/3", "2/3")]
+    assert [report.is_finished for report in reports] == [False, False, False, True, True]
+    assert [report.num_new for report in reports] == [2, 2, 0, 1, 0]
+    assert [report.num_missing for report in reports[:3]] == [4, 2, 2]
+    assert [report.num_clips for report in reports] == [2, 2, 2, 5, 5]
+    assert reports[-1].faults == whole.faults
+    assert results(out) == results(tmp_path / "whole")
+    assert not list(out.glob("*-of-*"))
+    # A run without tasks does what they have left, and takes in what they noted.
+    run(tmp_path / "rest", "2/3")
+    [ledgers] = ledger_paths(tmp_path / "rest").values()
+    assert Counter(entry.state for entry in read_ledger(ledgers)) == {"done": 1, "failed": 1, "pending": 4}
+    assert run(tmp_path / "rest").num_new == 4
+    assert results(tmp_path / "rest") == results(out)
+
+
+def test_a_task_sweeps_only_what_is_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    paths = {f"{n}.mp4": write_numbered_video(tmp_path / f"{n}.mp4", num_frames=4) for n in range(4)}
+    split, out = make_split(*(Video(video_id=name) for name in paths)), tmp_path / "out"
+    out.mkdir()
+    for name in ("0.mp4", "3.mp4"):
+        (out / f"{name}.17-abc.part").touch()
+    (out / "val.clips.lock").touch()
+    with held_elsewhere(out / "val.clips.lock", range(2, 4)):  # task 2/2 is at work
+        clips(get("folder"), split, paths, out=out, settings=ClipFormat(), task=parse_task("1/2"))
+        assert [path.name for path in out.glob("*.part")] == ["3.mp4.17-abc.part"]
+        [ledgers] = ledger_paths(out).values()
+        assert missing_tasks(ledgers) == "2/2"
+        assert Counter(entry.state for entry in read_ledger(ledgers)) == {"done": 2}
+        monkeypatch.setattr("vidprep.journal.FINISH_PATIENCE_SECONDS", 0.2)
+        with pytest.raises(Held, match="another vidprep clips --task 2/2 is at work here; wait for it to end"):
+            clips(get("folder"), split, paths, out=out, settings=ClipFormat(), task=parse_task("2/2"))
+        with pytest.raises(Held, match="another vidprep clips is at work here; wait for it to end"):
+            clips(get("folder"), split, paths, out=out, settings=ClipFormat())
+
+
+def test_the_command_says_what_other_tasks_have_left(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "root").mkdir()
+    for name in "ab":
+        write_numbered_video(tmp_path / "root" / f"{name}.mp4", num_frames=4)
+    command = f"vidprep clips -d folder --data-root {tmp_path / 'root'} --out {tmp_path / 'out'} -w 1 --time-limit 0"
+    for task, said in (
+        ("2/2", "1 videos of other tasks are missing; the last task to finish writes the list."),
+        ("1/2", "2 clips"),
+    ):
+        monkeypatch.setattr("sys.argv", [*command.split(), "--task", task])
+        assert main() == 0
+        assert said in capsys.readouterr().out
 
 
 def test_frames_of_a_variable_rate_keep_their_times(tmp_path: Path) -> None:
@@ -159,7 +232,7 @@ def test_the_same_video_gives_the_same_bytes_with_any_number_of_workers(codec: C
     one, two = tree(tmp_path / "1"), tree(tmp_path / "2")
     # The journal says when, and in which order.
     for files in (one, two):
-        del files["val.clips.jsonl"]
+        del files["val.clips.jsonl"], files["val.clips.lock"]
     assert len(one) == 6
     assert one == two
 

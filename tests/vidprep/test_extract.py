@@ -23,12 +23,12 @@ from vidprep.extract import (
     FrameFacts,
     RateMode,
     extract,
-    folder_name,
     frame_size,
     open_frames,
     read_frame_index,
     select_frames,
 )
+from vidprep.index import folder_name
 from vidprep.splits import Split
 from vidprep.types import FrameFormat, Subsampling, Video
 
@@ -284,10 +284,11 @@ def test_a_restart_does_only_what_is_missing(tmp_path: Path) -> None:
     assert first.num_new == 3
     whole = tree(out)
     assert extract(split, paths, out=out, settings=FrameFormat()).num_new == 0
-    # What a killed run leaves: a folder without a line in the journal, half a line, half a folder.
+    # What a killed run leaves: a folder without a line in the journal, half a line, half a folder. (The last line of
+    # one that came to its end says so.)
     journal = tmp_path / "frames.journal"
     lines = journal.read_text().splitlines(keepends=True)
-    journal.write_text("".join(lines[:-1]) + lines[-1][:20])
+    journal.write_text("".join(lines[:-2]) + lines[-2][:20])
     (out / ".part" / "17-x").mkdir(parents=True)
     (out / ".part" / "17-x" / "image_00001.jpg").touch()
     again = extract(split, paths, out=out, settings=FrameFormat(), workers=2)

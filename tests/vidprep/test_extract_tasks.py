@@ -1,8 +1,10 @@
 """Frames that the tasks of a job array extract, or that a disk had no room for, and those of one run."""
 
 import json
+import math
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +13,11 @@ import pytest
 from tests.videos import write_numbered_video
 from tests.vidprep.test_tasks import held_elsewhere
 from vidprep import extract as extract_module
+from vidprep import journal as journal_module
 from vidprep.engine import CannotWrite
 from vidprep.errors import UsageError
-from vidprep.extract import ExtractReport, extract, read_frame_index
+from vidprep.extract import ExtractReport, FrameFacts, extract, read_frame_index
+from vidprep.journal import Group
 from vidprep.ledger import ledger_paths, read_ledger
 from vidprep.splits import Split
 from vidprep.tasks import ArrayTask, Held
@@ -106,7 +110,7 @@ def test_a_task_goes_on_where_it_was_killed_and_leaves_others_alone(
 def test_a_task_beside_another_is_welcome_and_one_beside_itself_is_not(
     videos: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(extract_module, "FINISH_PATIENCE_SECONDS", 0.2)
+    monkeypatch.setattr(journal_module, "FINISH_PATIENCE_SECONDS", 0.2)
     out = tmp_path / "frames"
     run(videos, out, "1/3")
     with held_elsewhere(tmp_path / "frames.lock", range(4, 7)):  # task 3/3 is at work
@@ -183,3 +187,117 @@ def test_videos_that_vanish_and_come_back_give_the_same_frames(
     assert {name: content for name, content in found.items() if name != ".faults.csv"} == {
         name: content for name, content in in_one_go.items() if name != ".faults.csv"
     }
+
+
+def make_folders(group: Group, *, out: Path, **_: Any) -> list[dict[str, Any]]:
+    """Instead of extracting: a folder and facts, with times that no file states for some."""
+    entries = []
+    for video in group.videos:
+        number = int(video.video_id.rpartition("/")[2])
+        (out / video.video_id).mkdir(parents=True, exist_ok=True)
+        times = [math.nan, math.nan] if number % 5 == 0 else [number / 7, number / 3]
+        facts = FrameFacts(
+            folder=video.video_id,
+            num_frames=2,
+            fps=math.nan if number % 5 == 0 else 3.0,
+            width=32,
+            height=24,
+            pts_seconds=tuple(times),
+            source_num_frames=2,
+            source_fps=3.0,
+            source_width=64,
+            source_height=48,
+            source_duration_seconds=number / 7,
+        )
+        entries.append({"folder": facts.folder, "facts": dict(vars(facts))})
+    return entries
+
+
+def many(num_videos: int, tmp_path: Path, *, reverse: bool = False) -> tuple[Split, dict[str, Path]]:
+    (tmp_path / "a.mp4").touch()
+    names = [f"{'odd' if number % 2 else 'even'}/{number}" for number in range(num_videos)]
+    rows = tuple(Video(video_id=name) for name in (reversed(names) if reverse else names))
+    return Split(dataset="folder", split="val", task="single_label", classes=(), videos=rows), dict.fromkeys(
+        names, tmp_path / "a.mp4"
+    )
+
+
+@pytest.fixture
+def without_decoding(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(extract_module, "_extract_group", make_folders)
+    monkeypatch.setattr(extract_module._FrameTable, "NUM_ROWS", 16)
+
+
+@pytest.mark.usefixtures("without_decoding")
+def test_an_index_that_is_there_is_left_alone_and_one_that_is_not_whole_is_written_again(tmp_path: Path) -> None:
+    split, paths = many(50, tmp_path)
+    out, index = tmp_path / "frames", tmp_path / "frames.parquet"
+    first = extract(split, paths, out=out, settings=SETTINGS)
+    assert (first.num_videos, first.num_frames) == (50, 100)
+    whole, before = results(out), index.stat()
+    again = extract(split, paths, out=out, settings=SETTINGS)
+    assert replace(again, num_new=50) == first
+    assert index.stat().st_ino == before.st_ino
+    for harm in (
+        index.unlink,
+        lambda: index.write_bytes(index.read_bytes()[:-9] + bytes(9)),
+        tmp_path.joinpath("frames.faults.csv").unlink,
+    ):
+        harm()
+        extract(split, paths, out=out, settings=SETTINGS)
+        assert results(out) == whole
+    # Another list of videos has another index.
+    fewer, _ = many(30, tmp_path)
+    assert extract(fewer, paths, out=out, settings=SETTINGS).num_videos == 30
+    assert len(read_frame_index(out).frames) == 30
+    turned, _ = many(50, tmp_path, reverse=True)
+    extract(turned, paths, out=out, settings=SETTINGS)
+    assert list(read_frame_index(out).frames)[:2] == ["odd/49", "even/48"]
+    extract(split, paths, out=out, settings=SETTINGS)
+    assert results(out) == whole
+
+
+@pytest.mark.usefixtures("without_decoding")
+@pytest.mark.parametrize("lost", [[0], [49], [15, 16, 17], [3, 20, 21, 48], list(range(50)), list(range(0, 50, 2))])
+def test_folders_that_were_deleted_are_noticed_and_the_index_keeps_its_bytes(lost: list[int], tmp_path: Path) -> None:
+    split, paths = many(50, tmp_path)
+    out = tmp_path / "frames"
+    extract(split, paths, out=out, settings=SETTINGS)
+    whole = results(out)
+    for number in lost:
+        shutil.rmtree(out / split.videos[number].video_id)
+    if len(lost) == 25:
+        shutil.rmtree(out / "even")
+    assert extract(split, paths, out=out, settings=SETTINGS).num_new == len(lost)
+    assert results(out) == whole
+    assert len(read_frame_index(out).frames) == 50
+
+
+@pytest.mark.usefixtures("without_decoding")
+def test_videos_that_vanish_and_come_back_change_the_index(tmp_path: Path) -> None:
+    split, paths = many(50, tmp_path)
+    some = {name: path for name, path in paths.items() if name not in ("odd/7", "even/40")}
+    extract(split, some, out=tmp_path / "frames", settings=SETTINGS)
+    assert len(read_frame_index(tmp_path / "frames").frames) == 48
+    report = extract(split, paths, out=tmp_path / "frames", settings=SETTINGS)
+    assert (report.num_videos, report.num_new, report.faults) == (50, 2, ())
+    extract(split, paths, out=tmp_path / "at once", settings=SETTINGS)
+    assert results(tmp_path / "frames") == results(tmp_path / "at once")
+    shutil.rmtree(tmp_path / "frames" / "odd")
+    gone = {name: path for name, path in paths.items() if name.startswith("even")}
+    assert len(extract(split, gone, out=tmp_path / "frames", settings=SETTINGS).faults) == 25
+    assert list(read_frame_index(tmp_path / "frames").frames)[:3] == ["even/0", "even/2", "even/4"]
+
+
+@pytest.mark.usefixtures("without_decoding")
+def test_an_index_is_not_believed_when_lines_were_taken_out_of_the_journal(tmp_path: Path) -> None:
+    split, paths = many(50, tmp_path)
+    extract(split, paths, out=tmp_path / "frames", settings=SETTINGS)
+    whole = results(tmp_path / "frames")
+    journal = tmp_path / "frames.journal"
+    lines = [
+        line for line in journal.read_bytes().splitlines(keepends=True) if b'"odd/9"' not in line or b"sha256" in line
+    ]
+    journal.write_bytes(b"".join(lines))
+    assert extract(split, paths, out=tmp_path / "frames", settings=SETTINGS).num_new == 1
+    assert results(tmp_path / "frames") == whole

@@ -1,6 +1,7 @@
 import csv
 import json
 import time
+import uuid
 from collections import Counter
 from pathlib import Path
 
@@ -16,9 +17,10 @@ from vidprep.clips import ClipFormat, clips
 from vidprep.datasets import get
 from vidprep.errors import EmptyVideo, MissingVideo, UsageError, VidprepError, kind_of
 from vidprep.extract import extract
-from vidprep.ledger import Entry, Ledger, LedgerReport, check_retry, ledger_paths, read_ledger
+from vidprep.ledger import Entry, Ledger, LedgerReport, check_retry, ledger_paths, open_ledgers, read_ledger
 from vidprep.shard import shard
 from vidprep.splits import Split
+from vidprep.store import local_or_url
 from vidprep.tasks import ArrayTask
 from vidprep.types import FrameFormat, Video
 
@@ -191,6 +193,31 @@ def test_tasks_that_have_noted_nothing_are_named(
         assert capsys.readouterr().out.endswith(said)
 
 
+@pytest.mark.parametrize("scheme", ["file", "memory", "s3"])
+def test_the_ledger_of_a_store_is_read_where_it_lies(
+    scheme: str,
+    videos: dict[str, Path],
+    tmp_path: Path,
+    request: pytest.FixtureRequest,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    if scheme == "s3":
+        url = f"{request.getfixturevalue('s3_url')}/ledger"
+    else:
+        url = f"file://{tmp_path}/shards" if scheme == "file" else f"memory://{uuid.uuid4().hex}"
+    split = make_split(*(Video(video_id=name) for name in ["good", "last", "gone"]))
+    shard(split, videos, out=local_or_url(url))
+    monkeypatch.setattr("sys.argv", ["vidprep", "ledger", url, "--csv", str(tmp_path / "a.csv")])
+    assert main() == 0
+    assert "done                  2\n  failed                1\n    missing             1" in capsys.readouterr().out
+    with (tmp_path / "a.csv").open(newline="") as stream:
+        assert [row["sample"] for row in csv.DictReader(stream)] == ["good", "last", "gone"]
+    monkeypatch.setattr("sys.argv", ["vidprep", "ledger", url, "--split", "vla"])
+    assert main() == 2
+    assert "no ledger of 'vla'; did you mean val" in capsys.readouterr().err
+
+
 def test_the_command_counts_states_and_reasons_and_exports_them(
     videos: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -257,8 +284,10 @@ def test_wrong_questions_are_answered_in_one_sentence(tmp_path: Path) -> None:
         ledger_paths(tmp_path)
     with pytest.raises(UsageError, match="no such folder; give what `vidprep shard` or `vidprep extract` wrote"):
         ledger_paths(tmp_path / "none")
-    with pytest.raises(UsageError, match="ledgers are read from a disk; copy the "):
-        ledger_paths(Path("s3://bucket/shards"))
+    with pytest.raises(UsageError, match="give URLs as text, Path"), open_ledgers(Path("s3://bucket/shards")):
+        pass
+    with pytest.raises(UsageError, match="memory://none: no ledger here"), open_ledgers("memory://none"):
+        pass
     (tmp_path / "val.ledger.jsonl").write_text('{"key": "0", "state": "done"}\n')
     with pytest.raises(UsageError, match="no ledger of 'vla'; did you mean val"):
         ledger_paths(tmp_path, "vla")
