@@ -16,6 +16,7 @@ import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from itertools import accumulate
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any, Literal
 
@@ -39,6 +40,7 @@ __all__ = [
     "read_manifest",
     "read_samples",
     "row_from_dict",
+    "row_to_dict",
     "sample_id",
     "samples_to_frame",
     "wids_index",
@@ -231,7 +233,20 @@ def write_samples(stream: IO[bytes], shards: Iterable[Sequence[SampleRow]]) -> i
     num_samples = 0
     with pq.ParquetWriter(stream, schema) as writer:
         for samples in shards:
-            writer.write_table(pa.Table.from_pylist([asdict(sample) for sample in samples], schema=schema))
+            # Column by column: of a hundred thousand samples a dictionary for each member takes a quarter of a minute.
+            members = [member for sample in samples for member in sample.members]
+            ends = accumulate((len(sample.members) for sample in samples), initial=0)
+            structs = pa.StructArray.from_arrays(
+                [pa.array([getattr(one, field.name) for one in members], field.type) for field in member],
+                fields=list(member),
+            )
+            columns = [
+                pa.ListArray.from_arrays(pa.array(ends, pa.int32()), structs)
+                if name == "members"
+                else pa.array([getattr(sample, name) for sample in samples], schema.field(name).type)
+                for name in schema.names
+            ]
+            writer.write_table(pa.Table.from_arrays(columns, schema=schema))
             num_samples += len(samples)
     return num_samples
 
@@ -288,6 +303,11 @@ def faults_to_csv(faults: Sequence[Fault]) -> str:
     writer.writerow(["video_id", "reason", "path", "kind"])
     writer.writerows((fault.video_id, fault.reason, fault.path, fault.kind) for fault in faults)
     return text.getvalue()
+
+
+def row_to_dict(row: SampleRow) -> dict[str, Any]:
+    """The fields of a sample; as `dataclasses.asdict`, which copies each value, in a tenth of its time."""
+    return {**vars(row), "members": [vars(member) for member in row.members]}
 
 
 def row_from_dict(row: Mapping[Any, Any]) -> SampleRow:

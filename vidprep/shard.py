@@ -65,6 +65,7 @@ from vidprep.index import (
     folder_name,
     read_manifest,
     row_from_dict,
+    row_to_dict,
     sample_id,
     wids_index,
     write_samples,
@@ -119,7 +120,7 @@ class ShardReport:
     """The manifest of the whole split is there; False while other tasks are at work."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class _Item:
     """One video with its place in the split."""
 
@@ -497,17 +498,17 @@ def _plan(
     split: Split, *, content: Content, settings: FrameFormat | None, source: str, per_shard: int | None, check: Check
 ) -> dict[str, Any]:
     """All that decides the bytes of the shards, apart from the videos."""
-    rows = [
+    rows = (
         [video.video_id, video.labels, video.start_seconds, video.end_seconds, *filter(None, [video.segment_id])]
         for video in split.videos
-    ]
+    )
     return {
         "format": PLAN_FORMAT,
         "dataset": split.dataset,
         "split": split.split,
         "task": split.task,
         "num_videos": len(split.videos),
-        "videos_sha256": _digest(rows),
+        "videos_sha256": _digest_rows(rows),
         "classes_sha256": _digest([split.classes, split.noun_classes] if split.noun_classes else split.classes),
         "content": content,
         "source": source,
@@ -519,6 +520,15 @@ def _plan(
 
 def _digest(value: object) -> str:
     return hashlib.sha256(json.dumps(value, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
+
+
+def _digest_rows(rows: Iterable[object]) -> str:
+    """As `_digest` of the list of them, of which only one is in memory."""
+    digest = hashlib.sha256(b"[")
+    for number, row in enumerate(rows):
+        digest.update(f"{', ' if number else ''}{json.dumps(row, ensure_ascii=False)}".encode())
+    digest.update(b"]")
+    return digest.hexdigest()
 
 
 def read_plan(store: Store, split: str) -> dict[str, Any] | None:
@@ -849,7 +859,7 @@ def _write_shard(unit: _Unit, job: _Job) -> list[Entry]:
         sources=tuple(source for _, source in faults),
     )
     with store.publish(_sidecar(unit)) as stream:
-        for line in (asdict(header), *map(asdict, rows)):
+        for line in (asdict(header), *map(row_to_dict, rows)):
             stream.write((json.dumps(line, ensure_ascii=False) + "\n").encode())
     return entries
 

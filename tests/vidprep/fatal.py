@@ -9,6 +9,7 @@ from typing import Any
 
 from vidprep import clips as clips_module
 from vidprep import extract as extract_module
+from vidprep import verify as verify_module
 from vidprep.clips import ClipFacts
 from vidprep.probe import VideoFacts, check
 from vidprep.types import Video
@@ -58,6 +59,12 @@ def cut_fatally(group: Any, **settings: Any) -> list[dict[str, Any]]:
         return clips_module._cut_group(group, **settings)
     finally:
         clips_module.write_clip = write_clip
+
+
+def measure_fatally(media: Any, **settings: Any) -> tuple[int, float]:
+    """As the verification of a video with a decoder that does what its name says."""
+    die(media.video_id)
+    return verify_module._measure(media, **settings)
 
 
 def die(how: str) -> None:

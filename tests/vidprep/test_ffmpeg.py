@@ -105,6 +105,9 @@ def test_what_the_program_complains_of_is_the_reason(tmp_path: Path) -> None:
     assert not list((tmp_path / "file").rglob("*.jpg"))
     [fault] = run(path, tmp_path / "none", FrameFormat(), FfmpegOptions(filter="select=0")).faults
     assert "the program wrote no frame of it" in fault.reason
+    (tmp_path / "empty.mp4").touch()
+    [fault] = run(tmp_path / "empty.mp4", tmp_path / "empty", FrameFormat(), FfmpegOptions()).faults
+    assert (fault.kind, fault.reason) == ("empty", "is empty (0 bytes); fetch it again")  # as the other backend says
 
 
 @needs_ffmpeg

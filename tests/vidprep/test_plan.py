@@ -50,6 +50,26 @@ def test_the_plan_foretells_what_the_shards_will_hold(videos: dict[str, Path], t
     assert all(way.fits for way in plan.ways)
 
 
+def test_so_many_frames_of_each_are_foretold_for_long_videos_too(tmp_path: Path) -> None:
+    paths = {
+        name: write_numbered_video(tmp_path / f"{name}.mp4", num_frames=num_frames, fps=2, width=128, height=96)
+        for name, num_frames in (("long", 120), ("short", 20))
+    }
+    split = make_split(*(Video(video_id=name) for name in paths))
+    settings = FrameFormat(num_frames=6)
+    plan = make_plan(split, paths, settings=settings, folder=tmp_path, num_videos=1)  # the long one, of a minute
+    report = shard(split, paths, out=tmp_path / "out", content="frames", frames=settings)
+    held = sum(facts.num_bytes for facts in report.manifest.shards)
+    frames = next(way for way in plan.ways if way.name == "JPEG frames, 6 of each, their size")
+    assert 0.3 * held < frames.num_bytes < held
+    # Short-GOP video has all frames of them.
+    every = make_plan(split, paths, settings=FrameFormat(), folder=tmp_path, num_videos=1)
+    assert plan.ways[-1].num_bytes == every.ways[-1].num_bytes
+    keys = make_plan(split, paths, settings=FrameFormat(keyframes_only=True, width=64, height=48), folder=tmp_path)
+    assert keys.ways[1].name == "JPEG key frames, 64x48"
+    assert 0 < keys.ways[1].num_bytes < every.ways[1].num_bytes
+
+
 def test_segments_are_foretold_by_their_seconds(tmp_path: Path) -> None:
     path = write_numbered_video(tmp_path / "long.mp4", num_frames=100, fps=10)
     videos = [
@@ -113,3 +133,10 @@ def test_the_command_compares_the_ways_and_names_their_commands(
     assert "vidprep clips --dataset folder" in text
     assert "--split all --gop 8 --preset veryfast --short-side 48 --workers 3 --out DIR" in text
     assert json.loads(report.read_text())["workers"] == 3
+    options = ["--num-frames", "4", "--size", "64x48", "--subsampling", "444"]
+    monkeypatch.setattr("sys.argv", [*command[:-2], *options])
+    assert main() == 0
+    assert "--content frames --num-frames 4 --size 64x48 --subsampling 444" in capsys.readouterr().out
+    monkeypatch.setattr("sys.argv", [*command, "--keyframes"])
+    assert main() == 0
+    assert "--content frames --short-side 48 --keyframes" in capsys.readouterr().out

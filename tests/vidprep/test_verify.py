@@ -7,6 +7,9 @@ from pathlib import Path
 import pytest
 
 from tests.videos import write_numbered_video
+from tests.vidprep.fatal import measure_fatally
+from vidprep import verify as verify_module
+from vidprep.cli import app
 from vidprep.errors import UnknownName, UsageError
 from vidprep.index import read_samples, samples_to_frame
 from vidprep.shard import shard
@@ -139,6 +142,22 @@ def test_videos_are_verified_and_counted(workers: int, videos: dict[str, Path], 
 
 def test_opening_is_enough_when_asked(videos: dict[str, Path]) -> None:
     assert verify_videos(make_split(*videos), videos, check="open").faults == ()
+
+
+def test_a_video_that_hangs_is_a_fault_and_says_so(
+    videos: dict[str, Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(verify_module, "_measure", measure_fatally)
+    paths = {**videos, "hang": videos["b"], "crash": videos["c"]}
+    report = verify_videos(make_split("hang", *videos, "crash"), paths, workers=2, time_limit_seconds=4.0)
+    assert report.num_sound == 3
+    assert {fault.video_id: fault.kind for fault in report.faults} == {"hang": "hung", "crash": "crashed"}
+    assert report.faults[0].reason == "took longer than the time limit of 4 s; its worker process was ended"
+    # The file may be sound: nothing is moved away.
+    assert report.damaged == ()
+    assert '"kind": "hung"' in report.to_json()
+    with pytest.raises(UsageError, match="--time-limit: for videos"):
+        app(["verify", str(tmp_path), "--time-limit", "3"], standalone_mode=False)
 
 
 def test_an_empty_split_is_refused() -> None:
