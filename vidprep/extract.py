@@ -912,19 +912,18 @@ def _write_index(journal: Journal, state: JournalState, path: Path, *, before: P
         path: the table.
         before: the table that the journal's last mark is about, to take rows from; None: all are made from the journal.
     """
-    ids = dict(journal.rows)
-    done = [key for key in ids if (known := state.known.get(key)) is not None and known.is_done]
-    changed = {key for key in done if before is None or state.known[key].place > state.mark_place}
-    entries = journal.entries(state, [key for key in done if key in changed])
+    done = [row for row in journal.rows if (known := state.known.get(row[0])) is not None and known.is_done]
+    changed = {key for key, _ in done if before is None or state.known[key].place > state.mark_place}
+    entries = journal.entries(state, [key for key, _ in done if key in changed])
     with closing(entries), publish(path) as stream, _FrameTable(stream) as table, ExitStack() as opened:
         kept = None if before is None else opened.enter_context(_KeptRows(before))
-        for key in done:
+        for key, video_id in done:
             if kept is not None and key not in changed:
                 table.take(kept.keep(key))
                 continue
             if kept is not None:
                 table.take(kept.let_go())
-            table.add({"video_id": ids[key], **next(entries)[2]["facts"]})
+            table.add({"video_id": video_id, **next(entries)[2]["facts"]})
         if kept is not None:
             table.take(kept.let_go())
     return {

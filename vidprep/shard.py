@@ -723,7 +723,7 @@ def _state(item: _Item) -> list[int] | None:
     return media if media is None or boxes is None else [*media, *boxes]
 
 
-def _parse_header(line: bytes) -> _Finished:
+def _parse_header(line: bytes | str) -> _Finished:
     raw = json.loads(line)
     return _Finished(
         plan_sha256=raw["plan_sha256"],
@@ -1302,7 +1302,8 @@ def _read_sidecar(unit: _Unit, job: _Job) -> tuple[_Finished, list[SampleRow]]:
     """
     name = f"{job.store}/{_sidecar(unit)}"
     try:
-        first, *lines = job.store.read(_sidecar(unit)).splitlines()
+        # Not `splitlines`: names may hold what Unicode takes for the end of a line.
+        first, *lines = job.store.read(_sidecar(unit)).decode().removesuffix("\n").split("\n")
         header = _parse_header(first)
         rows = [row_from_dict(json.loads(line)) for line in lines]
     except (ValueError, KeyError, TypeError) as error:

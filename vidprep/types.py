@@ -28,7 +28,7 @@ Access = Literal["open", "form", "youtube", "generated", "own"]
 """How the videos are got: plain download, after a form or by e-mail, from YouTube, made by us, the user has them."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Video:
     """One row of a split: a video, or an annotated segment of one."""
 
