@@ -7,7 +7,7 @@ import re
 import warnings
 import zipfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import IO, Any
@@ -51,10 +51,9 @@ class CheckpointError(VidprepError):
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingState:
-    """All that a training run needs to go on after an epoch.
+    """All that a training run needs to go on, after an epoch or in the middle of one.
 
-    There is no random state and no scheduler among it: the loop seeds every epoch from the recipe's seed and the
-    epoch's number, and the learning rate is a function of the epoch.
+    There is no scheduler among it: the learning rate is a function of the epoch.
     """
 
     epochs_done: int
@@ -64,6 +63,16 @@ class TrainingState:
     """Of the fp16 gradient scaler; {} without one."""
     gradients: Mapping[str, Tensor]
     """Of parameters that the optimiser does not hold: they are never zeroed and enter the clipping norm."""
+    averaged: Mapping[str, Tensor] = field(default_factory=dict)
+    """The moving average of the weights; {} without one."""
+    steps_done: int = 0
+    """Optimiser steps of the epoch after those that are done."""
+    sums: Mapping[str, float] = field(default_factory=dict)
+    """Of the logged terms over these steps."""
+    loader: Mapping[str, Any] = field(default_factory=dict)
+    """Where the loader of the training split stands; {} between epochs."""
+    random: Sequence[Mapping[str, Any]] = ()
+    """Each process's random states; none between epochs, since every epoch is seeded by its number."""
 
 
 def load_checkpoint(path: Path) -> dict[str, Tensor]:
@@ -260,7 +269,7 @@ def save_weights(path: Path, state: Mapping[str, Tensor], metadata: Mapping[str,
 
 def save_training(path: Path, state: TrainingState) -> None:
     """Write all that `load_training` needs; `path` is replaced only by a complete file."""
-    content = {field.name: getattr(state, field.name) for field in fields(state)}
+    content = {entry.name: getattr(state, entry.name) for entry in fields(state)}
     write_atomically(path, lambda file: torch.save(content, file))
 
 
@@ -274,7 +283,7 @@ def load_training(path: Path) -> TrainingState:
     if not path.is_file():
         raise UsageError(f"{path}: no such file.")
     content = _unpickle(path)
-    names = {field.name for field in fields(TrainingState)}
+    names = {entry.name for entry in fields(TrainingState)}
     if not isinstance(content, dict) or set(content) != names:
         raise CheckpointError(f"{path}: expected the state of a training run, found {_describe(content)}.")
     return TrainingState(**content)

@@ -1,4 +1,4 @@
-"""`vidmodels list | show | train | eval | convert | cost | verify`.
+"""`vidmodels list | show | train | eval | predict | convert | cost | verify`.
 
 What takes long to import is imported by the command that needs it: `--help` answers at once.
 """
@@ -104,8 +104,11 @@ def train(
     overrides: Overrides = None,
     device: Device = None,
     workers: Workers = None,
+    save_steps: Annotated[
+        int | None, typer.Option(min=1, help="Save a running epoch after so many steps; by default every 10 minutes.")
+    ] = None,
 ) -> None:
-    """Train a model; the same command again goes on after the last finished epoch."""
+    """Train a model; the same command again goes on where it stopped. Several processes: start it with torchrun."""
     from vidmodels.recipes import load_recipe
     from vidmodels.train import train as run_training
 
@@ -114,7 +117,7 @@ def train(
     loaded = load_recipe(f"{method}/{recipe}" if is_short_name else recipe, overrides or ())
     if loaded.method != method:
         raise UsageError(f"recipe {recipe} is for {loaded.method}, not for {method}.")
-    run_training(loaded, data, out, device=device, workers=workers)
+    run_training(loaded, data, out, device=device, workers=workers, save_steps=save_steps)
 
 
 @app.command("eval")
@@ -159,6 +162,41 @@ def evaluate(
         write_predictions(comparison.runs[0].forms["trainable"].result, predictions)
     if json_file is not None:
         _write_json(json_file, comparison.to_json())
+
+
+@app.command()
+def predict(
+    videos: Annotated[list[Path], typer.Argument(metavar="VIDEO|FOLDER...", help="Files, or folders of them.")],
+    checkpoint: Annotated[Path, typer.Option(metavar="RUN|FILE", help="A run folder or a weight file.")],
+    recipe: Annotated[str | None, typer.Option(metavar="NAME|FILE", help="For a file that brings no recipe.")] = None,
+    overrides: Overrides = None,
+    top: Annotated[int, typer.Option(min=1, help="Classes of each video.")] = 5,
+    device: Device = None,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", metavar="FILE", help="Write a line of JSON for each video, too.")
+    ] = None,
+) -> None:
+    """Say what is in videos: the likeliest classes of each. Status 1 where one does not decode."""
+    from vidmodels.checkpoints import write_atomically
+    from vidmodels.predict import find_videos
+    from vidmodels.predict import predict as predict_videos
+    from vidmodels.runs import find_run
+
+    if json_file is not None and not json_file.absolute().parent.is_dir():
+        raise UsageError(f"{json_file}: its folder does not exist; make it first.")
+    found = find_videos(videos)
+    predictions = []
+    for prediction in predict_videos(
+        find_run(checkpoint, recipe=recipe, overrides=overrides or ()), found, top=top, device=device
+    ):
+        for line in prediction.lines:
+            typer.echo(line, err=bool(prediction.fault))
+        predictions.append(prediction)
+    if json_file is not None:
+        lines = "".join(prediction.to_json() + "\n" for prediction in predictions)
+        write_atomically(json_file, lambda file: file.write(lines.encode()))
+    if any(prediction.fault for prediction in predictions):
+        raise typer.Exit(1)
 
 
 @app.command()

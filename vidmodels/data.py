@@ -15,7 +15,7 @@ from vidprep.load.transforms import CropPlacement
 from vidprep.sampling import ClipPlacement, Short
 from vidprep.types import Video
 
-__all__ = ["clip_of_file", "known_classes", "open_split", "open_test_split"]
+__all__ = ["clip_of_file", "clips_of_file", "known_classes", "open_split", "open_test_split"]
 
 
 class _Changes(TypedDict, total=False):
@@ -54,19 +54,21 @@ def open_test_split(recipe: Recipe, folder: Path, split: str) -> ShardDataset:
         UsageError: as for `open_split`.
         CorruptShard: as for `open_split`.
     """
+    return _open(recipe, folder, split, **_test_changes(recipe))
+
+
+def _test_changes(recipe: Recipe) -> _Changes:
+    """How scoring a video differs from the clip that training validates on."""
     how = recipe.eval
-    return _open(
-        recipe,
-        folder,
-        split,
-        num_clips=how.num_clips,
-        clip_placement=how.clip_placement,
-        num_crops=how.num_crops,
-        crop_placement=how.crop_placement,
-        resize=recipe.eval_resize,
-        crop=recipe.eval_crop,
-        short=how.short or recipe.data.short,
-    )
+    return {
+        "num_clips": how.num_clips,
+        "clip_placement": how.clip_placement,
+        "num_crops": how.num_crops,
+        "crop_placement": how.crop_placement,
+        "resize": recipe.eval_resize,
+        "crop": recipe.eval_crop,
+        "short": how.short or recipe.data.short,
+    }
 
 
 def clip_of_file(recipe: Recipe, video: Path) -> Tensor:
@@ -76,10 +78,22 @@ def clip_of_file(recipe: Recipe, video: Path) -> Tensor:
         MissingVideo: no such file.
         CorruptVideo: it does not decode.
     """
+    return _views_of_file(video, {**_options(recipe), "resize": recipe.eval_resize, "crop": recipe.eval_crop})[0]
+
+
+def clips_of_file(recipe: Recipe, video: Path) -> Tensor:
+    """All clips and crops of a video file, (v, t, c, h, w), by which the recipe's `eval` scores a video.
+
+    Raises:
+        MissingVideo: no such file.
+        CorruptVideo: it does not decode.
+    """
+    return _views_of_file(video, {**_options(recipe), **_test_changes(recipe)})
+
+
+def _views_of_file(video: Path, options: ClipOptions) -> Tensor:
     row = Video(video_id=video.stem, labels=(0,))  # a sample needs a label; it is not used
-    options: ClipOptions = {**_options(recipe), "resize": recipe.eval_resize, "crop": recipe.eval_crop}
-    dataset = ClipDataset([row], [video], task="single_label", num_classes=1, **options)
-    return dataset[0].frames[0]
+    return ClipDataset([row], [video], task="single_label", num_classes=1, **options)[0].frames
 
 
 def _options(recipe: Recipe) -> ClipOptions:

@@ -2,7 +2,7 @@
 
 import io
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -14,12 +14,14 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from vidmodels.checkpoints import write_atomically
+from vidmodels.distributed import World
 from vidmodels.metrics import mean_average_precision, topk_accuracy
 from vidmodels.types import Batch, Output
 from vidprep.console import track
 from vidprep.errors import UsageError, VidprepError
 
-__all__ = ["Result", "choose_device", "classify", "mean_average_precision", "topk_accuracy", "write_predictions"]
+__all__ = ["Result", "choose_device", "classify", "gathered", "mean_average_precision", "topk_accuracy"]
+__all__ += ["write_predictions"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,6 +73,7 @@ def classify(
     clips_per_call: int | None = None,
     device: torch.device | str = "cpu",
     description: str = "evaluate",
+    quiet: bool = False,
 ) -> Result:
     """Score every sample of a loader once.
 
@@ -86,6 +89,7 @@ def classify(
         clips_per_call: the model sees at most so many at once; None: all views of a batch.
         device: where the model is.
         description: of the progress display.
+        quiet: without one.
 
     Raises:
         UsageError: the loader gives nothing, or the model has another number of classes.
@@ -100,7 +104,7 @@ def classify(
     model.eval()
     try:
         with torch.no_grad():
-            for batch in track(loader, description=description):
+            for batch in loader if quiet else track(loader, description=description):
                 batch_size, num_views = batch.frames.shape[:2]
                 clips = batch.frames.flatten(0, 1)
                 calls = []
@@ -130,22 +134,78 @@ def classify(
         model.train(was_training)
     if not video_id:
         raise UsageError("nothing to evaluate: the split gives no batch.")
-    all_labels, all_scores, all_probabilities = torch.cat(labels), torch.cat(scores), torch.cat(probabilities)
-    is_multi_label = all_labels.ndim == 2
-    first = all_labels.argmax(1) if is_multi_label else all_labels
-    targets = all_labels if is_multi_label else torch.nn.functional.one_hot(all_labels, num_classes)
-    return Result(
-        video_id=tuple(video_id),
-        labels=all_labels,
-        scores=all_scores,
-        probabilities=all_probabilities,
-        top1=topk_accuracy(all_scores, first, 1),
-        top5=topk_accuracy(all_scores, first, 5),
-        map=mean_average_precision(all_probabilities, targets, renumber_present_classes=renumber_present_classes)[0],
+    return _scored(
+        video_id,
+        torch.cat(labels),
+        torch.cat(scores),
+        torch.cat(probabilities),
         num_clips=num_clips,
         summary={name: total / num_clips for name, total in sums.items()},
         seconds=time.perf_counter() - started,
         packed_masks=np.concatenate(masks) if masks else None,
+        renumber_present_classes=renumber_present_classes,
+    )
+
+
+def _scored(
+    video_id: Sequence[str],
+    labels: Tensor,
+    scores: Tensor,
+    probabilities: Tensor,
+    *,
+    num_clips: int,
+    summary: Mapping[str, float],
+    seconds: float,
+    packed_masks: NDArray[np.uint8] | None,
+    renumber_present_classes: bool,
+) -> Result:
+    """A result with the metrics of its scores."""
+    is_multi_label = labels.ndim == 2
+    first = labels.argmax(1) if is_multi_label else labels
+    targets = labels if is_multi_label else torch.nn.functional.one_hot(labels, scores.shape[1])
+    return Result(
+        video_id=tuple(video_id),
+        labels=labels,
+        scores=scores,
+        probabilities=probabilities,
+        top1=topk_accuracy(scores, first, 1),
+        top5=topk_accuracy(scores, first, 5),
+        map=mean_average_precision(probabilities, targets, renumber_present_classes=renumber_present_classes)[0],
+        num_clips=num_clips,
+        summary=summary,
+        seconds=seconds,
+        packed_masks=packed_masks,
+    )
+
+
+def gathered(result: Result, world: World, *, renumber_present_classes: bool = False) -> Result:
+    """What all processes found about their shares of a split, as one result; the same in every process.
+
+    Args:
+        result: of this process, for the samples that `make_loader(rank=..., world_size=...)` gave it.
+        world: all processes; alone gives `result` itself.
+        renumber_present_classes: as for `classify`.
+    """
+    if world.size == 1:
+        return result
+    parts = world.gather(result)
+    num_clips = sum(part.num_clips for part in parts)
+    # Process r has the samples r, r + n, r + 2n, ... of the split's order.
+    owner = torch.cat([torch.arange(len(part.video_id)) * world.size + rank for rank, part in enumerate(parts)])
+    order = owner.argsort()
+    ids = [video for part in parts for video in part.video_id]
+    return _scored(
+        [ids[position] for position in order.tolist()],
+        torch.cat([part.labels for part in parts])[order],
+        torch.cat([part.scores for part in parts])[order],
+        torch.cat([part.probabilities for part in parts])[order],
+        num_clips=num_clips,
+        summary={
+            name: sum(part.summary[name] * part.num_clips for part in parts) / num_clips for name in result.summary
+        },
+        seconds=max(part.seconds for part in parts),
+        packed_masks=None,
+        renumber_present_classes=renumber_present_classes,
     )
 
 

@@ -1,15 +1,17 @@
-"""Training: seed, build, step, evaluate, save; the same command goes on after the last finished epoch.
+"""Training: seed, build, step, evaluate, save; the same command goes on where the last one stopped.
 
     OUT/recipe.toml        the merged recipe            OUT/log.jsonl         one line an epoch
     OUT/run.json           shards, classes, versions    OUT/tensorboard/      the same figures
     OUT/last.pt            all that resuming needs      OUT/result.json       written when the last epoch is done
     OUT/best.safetensors   weights of the best epoch, with the recipe in its header
 
-Every epoch is seeded from the recipe's seed and its own number (as published), and learning rates are functions of
-the epoch: a resumed run makes the same steps as one that was never interrupted.
+Every epoch is seeded from the recipe's seed and its own number (as published), learning rates are functions of the
+epoch, and what is saved inside an epoch has the random states and the loader's place: a resumed run makes the same
+steps as one that was never interrupted. Under torchrun the processes share each step's clips; the first one writes.
 """
 
 import contextlib
+import copy
 import dataclasses
 import hashlib
 import json
@@ -18,14 +20,17 @@ import math
 import random
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import clip_grad_norm_
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from vidmodels.checkpoints import (
     CheckpointError,
@@ -38,12 +43,14 @@ from vidmodels.checkpoints import (
     write_atomically,
 )
 from vidmodels.data import open_split
-from vidmodels.evaluate import choose_device, classify
+from vidmodels.distributed import World, joined_world
+from vidmodels.evaluate import choose_device, classify, gathered
+from vidmodels.layers.sync_norm import synchronise_norms
 from vidmodels.methods import METHODS
 from vidmodels.recipes import dump_recipe, load_recipe
 from vidmodels.runs import read_facts
 from vidmodels.schedules import learning_rate_factor
-from vidmodels.types import Method, Recipe, Train
+from vidmodels.types import Batch, Method, Recipe, Train
 from vidprep.console import track
 from vidprep.errors import UsageError, VidprepError
 from vidprep.load.loader import Loader, make_loader
@@ -52,9 +59,14 @@ from vidprep.load.shards import ShardDataset
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
-__all__ = ["TrainingDiverged", "train"]
+__all__ = ["SAVE_SECONDS", "TrainingDiverged", "train"]
 
 logger = logging.getLogger(__name__)
+
+RANK_STRIDE = 1_000_003
+"""Between the seeds of processes, so that none meets another's in a later epoch."""
+SAVE_SECONDS = 600.0
+"""How often a long epoch is saved on the way, where `save_steps` does not say."""
 
 
 class TrainingDiverged(VidprepError):
@@ -86,16 +98,49 @@ class Parts:
     recipe: Recipe
     settings: Train
     method: Method
+    world: World
     model: nn.Module
+    """The method's own, which holds the weights."""
+    trained: nn.Module
+    """What a pass goes through: the model, or DistributedDataParallel around it."""
+    averaged: AveragedModel | None
+    """Its moving average, where the recipe wants one."""
     optimizer: torch.optim.Optimizer
     initial_rates: tuple[float, ...]
     """Of each group, before the schedule."""
     scaler: torch.amp.GradScaler
     device: torch.device
+    save_steps: int | None
+
+    @property
+    def evaluated(self) -> nn.Module:
+        """The weights that count: averaged ones where there are."""
+        return self.model if self.averaged is None else self.averaged.module
+
+    @property
+    def batch_size(self) -> int:
+        """Clips of one pass in this process."""
+        return _clips_of_a_pass(self.settings, self.world)
+
+
+@dataclass
+class Progress:
+    """How far an epoch is."""
+
+    epoch: int
+    steps_done: int = 0
+    sums: dict[str, float] = field(default_factory=dict)
+    """Of each logged term over these steps."""
 
 
 def train(
-    recipe: Recipe, data: Path, out: Path, *, device: str | None = None, workers: int | None = None
+    recipe: Recipe,
+    data: Path,
+    out: Path,
+    *,
+    device: str | None = None,
+    workers: int | None = None,
+    save_steps: int | None = None,
 ) -> dict[str, Any]:
     """Train a recipe on shards, or go on where an earlier run into the same folder stopped.
 
@@ -103,8 +148,10 @@ def train(
         recipe: with a `train` part.
         data: shards, with the recipe's training and validation splits.
         out: run folder; made when missing.
-        device: "cpu", "cuda", "cuda:1"; None takes a GPU where there is one.
+        device: "cpu", "cuda", "cuda:1"; None takes a GPU where there is one. Under torchrun "cuda" is each process's
+            own GPU.
         workers: threads that prepare clips; None starts one per CPU.
+        save_steps: optimiser steps after which a running epoch is saved; None saves it every ten minutes.
 
     Returns:
         What `result.json` holds: `method`, `recipe`, `epochs`, `best_epoch`, `best` (the validation figures of the
@@ -122,29 +169,67 @@ def train(
             f"eval.best_from_epoch = {recipe.eval.best_from_epoch}, but epochs count from 0 to {settings.epochs - 1}: "
             "no epoch could be the best."
         )
+    if save_steps is not None and save_steps < 1:
+        raise UsageError(f"save_steps must be at least 1, got {save_steps}.")
+    chosen = choose_device(device)
+    with joined_world(on_gpu=chosen.type == "cuda") as world:
+        if world.size > 1 and chosen.type == "cuda":
+            chosen = torch.device("cuda", world.local_rank)
+        return _train(recipe, settings, data, out, world=world, device=chosen, workers=workers, save_steps=save_steps)
+
+
+def _train(
+    recipe: Recipe,
+    settings: Train,
+    data: Path,
+    out: Path,
+    *,
+    world: World,
+    device: torch.device,
+    workers: int | None,
+    save_steps: int | None,
+) -> dict[str, Any]:
     train_set = open_split(recipe, data, recipe.data.train_split, train=True)
     val_set = open_split(recipe, data, recipe.data.val_split, train=False)
     facts = _facts(data, train_set, val_set)
     _check_folder(recipe, facts, out)
+    world.wait()  # nobody writes before all have looked
     if (out / "result.json").exists():
         result: dict[str, Any] = json.loads((out / "result.json").read_text())
-        logger.info("%s: this run is finished; %s", out, _say(result["best"], recipe))
+        if world.is_main:
+            logger.info("%s: this run is finished; %s", out, _say(result["best"], recipe))
         return result
-    chosen = choose_device(device)
+    if len(train_set) < settings.batch_size:
+        raise UsageError(
+            f"{data}: {len(train_set)} training clips make no step of train.batch_size = {settings.batch_size}; "
+            "lower it."
+        )
     train_loader = make_loader(
         train_set,
-        batch_size=settings.batch_size,
+        batch_size=_clips_of_a_pass(settings, world),
         shuffle=True,
         seed=settings.seed,
         workers=workers,
         drop_last=True,
-        pin_memory=chosen.type == "cuda",
+        rank=world.rank,
+        world_size=world.size,
+        pin_memory=device.type == "cuda",
     )
-    val_loader = make_loader(val_set, batch_size=recipe.eval.batch_size, workers=workers)
-    parts = _prepare(recipe, settings, num_classes=len(train_set.manifest.classes), device=chosen)
-    out.mkdir(parents=True, exist_ok=True)
-    _write_text(out / "recipe.toml", dump_recipe(recipe))
-    _write_text(out / "run.json", json.dumps(facts, indent=1) + "\n")
+    val_loader = make_loader(
+        val_set, batch_size=recipe.eval.batch_size, workers=workers, rank=world.rank, world_size=world.size
+    )
+    parts = _prepare(
+        recipe,
+        settings,
+        num_classes=len(train_set.manifest.classes),
+        world=world,
+        device=device,
+        save_steps=save_steps,
+    )
+    if world.is_main:
+        out.mkdir(parents=True, exist_ok=True)
+        _write_text(out / "recipe.toml", dump_recipe(recipe))
+        _write_text(out / "run.json", json.dumps(facts, indent=1) + "\n")
     records = _run_epochs(parts, train_loader, val_loader, out, classes=train_set.manifest.classes)
     best = _best(records, recipe)
     result = {
@@ -156,9 +241,26 @@ def train(
         "last": records[-1]["val"],
         "seconds": sum(record["seconds"] for record in records),
     }
-    _write_text(out / "result.json", json.dumps(result, indent=1) + "\n")
-    logger.info("best epoch %d: %s", best["epoch"] + 1, _say(best["val"], recipe))
+    if world.is_main:
+        _write_text(out / "result.json", json.dumps(result, indent=1) + "\n")
+        logger.info("best epoch %d: %s", best["epoch"] + 1, _say(best["val"], recipe))
+    world.wait()
     return result
+
+
+def _clips_of_a_pass(settings: Train, world: World) -> int:
+    """In one process.
+
+    Raises:
+        UsageError: the clips of a step do not divide evenly.
+    """
+    clips, rest = divmod(settings.batch_size, settings.accumulate * world.size)
+    if rest:
+        raise UsageError(
+            f"train.batch_size = {settings.batch_size} does not divide evenly among {world.size} processes x "
+            f"train.accumulate = {settings.accumulate}; choose a multiple of {settings.accumulate * world.size}."
+        )
+    return clips
 
 
 def _facts(data: Path, train_set: ShardDataset, val_set: ShardDataset) -> dict[str, Any]:
@@ -207,7 +309,15 @@ def _differences(there: Mapping[str, Any], now: Mapping[str, Any], path: str = "
     return found
 
 
-def _prepare(recipe: Recipe, settings: Train, *, num_classes: int, device: torch.device) -> Parts:
+def _prepare(
+    recipe: Recipe,
+    settings: Train,
+    *,
+    num_classes: int,
+    world: World,
+    device: torch.device,
+    save_steps: int | None,
+) -> Parts:
     _seed(settings.seed)
     method = METHODS[recipe.method]
     model = method.build(recipe.model, num_classes)
@@ -223,15 +333,33 @@ def _prepare(recipe: Recipe, settings: Train, *, num_classes: int, device: torch
         optimizer: torch.optim.Optimizer = torch.optim.SGD(groups, lr=settings.lr, momentum=settings.momentum)
     else:
         optimizer = torch.optim.AdamW(groups, lr=settings.lr)
+    averaged = None
+    if settings.ema_decay is not None:
+        average = get_ema_multi_avg_fn(settings.ema_decay)  # type: ignore[no-untyped-call]
+        averaged = AveragedModel(model, multi_avg_fn=average, use_buffers=True)
+    trained = model
+    if world.size > 1:
+        if settings.sync_norms:
+            synchronise_norms(model)
+        # Methods leave out parts of their networks in some epochs, and for some settings.
+        trained = DistributedDataParallel(
+            model,
+            device_ids=[device] if device.type == "cuda" else None,
+            find_unused_parameters=True,
+        )
     return Parts(
         recipe=recipe,
         settings=settings,
         method=method,
+        world=world,
         model=model,
+        trained=trained,
+        averaged=averaged,
         optimizer=optimizer,
         initial_rates=tuple(group["lr"] for group in optimizer.param_groups),
         scaler=torch.amp.GradScaler("cuda", enabled=settings.amp == "fp16" and device.type == "cuda"),
         device=device,
+        save_steps=save_steps,
     )
 
 
@@ -254,41 +382,53 @@ def _run_epochs(
     parts: Parts, train_loader: Loader, val_loader: Loader, out: Path, *, classes: tuple[str, ...]
 ) -> list[dict[str, Any]]:
     """Train the epochs that are not done yet; the log's records of all of them."""
-    recipe, settings = parts.recipe, parts.settings
+    recipe, settings, world = parts.recipe, parts.settings, parts.world
     records: list[dict[str, Any]] = []
+    progress = Progress(epoch=0)
     if (out / "last.pt").exists():
-        epochs_done = _resume(parts, out / "last.pt")
-        records = _read_log(out / "log.jsonl", epochs_done)
-        logger.info("%s: going on after epoch %d of %d", out, epochs_done, settings.epochs)
-    with _tensorboard(out / "tensorboard", first_epoch=len(records)) as board:
-        for epoch in range(len(records), settings.epochs):
+        progress = _resume(parts, train_loader, out / "last.pt")
+        records = _read_log(out / "log.jsonl", progress.epoch)
+        _tell(parts, "%s: going on after epoch %d of %d%s", out, progress.epoch, settings.epochs, _say_steps(progress))
+    else:
+        _check_parts(parts, train_loader, val_loader, out, num_classes=len(classes))
+    with _tensorboard(out / "tensorboard", first_epoch=len(records), wanted=world.is_main) as board:
+        for epoch in range(progress.epoch, settings.epochs):
             started = time.perf_counter()
-            terms = _train_epoch(parts, train_loader, epoch)
-            result = classify(
-                parts.model,
-                val_loader,
-                num_classes=len(classes),
-                average=recipe.eval.average,
-                summarise=parts.method.summarise,
+            terms = _train_epoch(parts, train_loader, progress, out)
+            result = gathered(
+                classify(
+                    parts.evaluated,
+                    val_loader,
+                    num_classes=len(classes),
+                    average=recipe.eval.average,
+                    summarise=parts.method.summarise,
+                    renumber_present_classes=recipe.eval.renumber_present_classes,
+                    device=parts.device,
+                    description=f"epoch {epoch + 1}/{settings.epochs} {recipe.data.val_split}",
+                    quiet=not world.is_main,
+                ),
+                world,
                 renumber_present_classes=recipe.eval.renumber_present_classes,
-                device=parts.device,
-                description=f"epoch {epoch + 1}/{settings.epochs} {recipe.data.val_split}",
             )
             record: dict[str, Any] = {
                 "epoch": epoch,
-                "lr": settings.lr * learning_rate_factor(settings, epoch, steps_per_epoch=len(train_loader)),
+                "lr": settings.lr
+                * learning_rate_factor(settings, epoch, steps_per_epoch=_steps_per_epoch(parts, train_loader)),
                 "train": terms,
                 "val": result.metrics,
                 "seconds": time.perf_counter() - started,
             }
             records.append(record)
-            _save_epoch(parts, out, records, classes)
-            for part in ("train", "val"):
-                for name, value in record[part].items():
-                    board.add_scalar(f"{part}/{name}", value, epoch)
-            board.add_scalar("lr", record["lr"], epoch)
-            board.flush()
-            logger.info(
+            progress = Progress(epoch=epoch + 1)
+            _save_epoch(parts, train_loader, out, records, classes)
+            if board is not None:
+                for part in ("train", "val"):
+                    for name, value in record[part].items():
+                        board.add_scalar(f"{part}/{name}", value, epoch)
+                board.add_scalar("lr", record["lr"], epoch)
+                board.flush()
+            _tell(
+                parts,
                 "epoch %d/%d: loss %.4f, %s, lr %.3g, %.1f s",
                 epoch + 1,
                 settings.epochs,
@@ -300,42 +440,117 @@ def _run_epochs(
     return records
 
 
-def _train_epoch(parts: Parts, loader: Loader, epoch: int) -> dict[str, float]:
-    """One pass over the training split; the mean of each term over its batches."""
-    settings, model, optimizer, scaler = parts.settings, parts.model, parts.optimizer, parts.scaler
-    _seed(settings.seed + epoch)
+def _steps_per_epoch(parts: Parts, loader: Loader) -> int:
+    """Optimiser steps of a whole epoch, whatever the loader has handed out of it."""
+    return len(loader.dataset) // parts.settings.batch_size
+
+
+def _train_epoch(parts: Parts, loader: Loader, progress: Progress, out: Path) -> dict[str, float]:
+    """What is left of one pass over the training split; the mean of each term over all of its steps."""
+    settings, optimizer, epoch = parts.settings, parts.optimizer, progress.epoch
+    if not progress.steps_done:
+        _seed(settings.seed + epoch, rank=parts.world.rank)
     loader.set_epoch(epoch)
-    model.train()
-    sums: dict[str, float] = {}
-    steps = len(loader)
+    parts.trained.train()
+    steps = _steps_per_epoch(parts, loader)
+    steps_left = steps - progress.steps_done
+    description = f"epoch {epoch + 1}/{settings.epochs} {parts.recipe.data.train_split}"
+    batches: Iterator[Batch] = islice(iter(loader), steps_left * settings.accumulate)
+    if parts.world.is_main:
+        batches = track(batches, description=description, total=steps_left * settings.accumulate)
+    last_saved = time.monotonic()
+    for step in range(progress.steps_done, steps):
+        position = epoch + step / steps
+        factor = learning_rate_factor(settings, position, steps_per_epoch=steps)
+        for group, rate in zip(optimizer.param_groups, parts.initial_rates, strict=True):
+            group["lr"] = rate * factor
+        values = _step(parts, batches, position, where=(epoch, step, steps))
+        for name, value in values.items():
+            progress.sums[name] = progress.sums.get(name, 0.0) + value
+        progress.steps_done = step + 1
+        is_due = (
+            time.monotonic() - last_saved > SAVE_SECONDS
+            if parts.save_steps is None
+            else progress.steps_done % parts.save_steps == 0
+        )
+        if progress.steps_done < steps and any(parts.world.gather(is_due)):
+            _save_state(parts, loader, progress, out)
+            last_saved = time.monotonic()
+    for _ in batches:  # none is left: this ends the display
+        raise AssertionError("an epoch has more batches than its steps take")
+    return {name: total / steps for name, total in progress.sums.items()}
+
+
+def _step(parts: Parts, batches: Iterator[Batch], position: float, *, where: tuple[int, int, int]) -> dict[str, float]:
+    """One step of the optimiser, from the gradients of as many passes as the recipe says; the mean of their terms."""
+    settings, optimizer, scaler = parts.settings, parts.optimizer, parts.scaler
     autocast = torch.autocast(
         parts.device.type,
         dtype=torch.float16 if settings.amp == "fp16" else torch.bfloat16,
         enabled=settings.amp != "none" and parts.device.type == "cuda",
     )
-    description = f"epoch {epoch + 1}/{settings.epochs} {parts.recipe.data.train_split}"
-    for step, batch in enumerate(track(loader, description=description, total=steps)):
-        position = epoch + step / steps
-        factor = learning_rate_factor(settings, position, steps_per_epoch=steps)
-        for group, rate in zip(optimizer.param_groups, parts.initial_rates, strict=True):
-            group["lr"] = rate * factor
-        with autocast:
-            terms = parts.method.training_step(model, batch.to(parts.device), position)
-        values = {name: float(term.detach()) for name, term in terms.items()}
-        if not math.isfinite(values["loss"]):
-            raise _diverged(parts, epoch, step, steps, f"the loss is {values['loss']}")
-        torch.autograd.backward(scaler.scale(terms["loss"]))
-        scaler.unscale_(optimizer)
-        if settings.clip_grad is not None:
-            norm = float(clip_grad_norm_(model.parameters(), settings.clip_grad))
-            if not math.isfinite(norm) and not scaler.is_enabled():  # the scaler skips such a step and halves its scale
-                raise _diverged(parts, epoch, step, steps, f"the gradient's norm is {norm}")
-        scaler.step(optimizer)
-        scaler.update()
-        optimizer.zero_grad(set_to_none=True)  # only what the optimiser holds: see TrainingState.gradients
+    means: dict[str, float] = {}
+    for number, batch in enumerate(islice(batches, settings.accumulate), start=1):
+        with contextlib.ExitStack() as stack:
+            if isinstance(parts.trained, DistributedDataParallel) and number < settings.accumulate:
+                stack.enter_context(parts.trained.no_sync())  # processes exchange the gradients of a step once
+            with autocast:
+                terms = parts.method.training_step(parts.trained, batch.to(parts.device), position)
+            values = parts.world.mean({name: float(term.detach()) for name, term in terms.items()}, parts.device)
+            if not math.isfinite(values["loss"]):
+                raise _diverged(parts, *where, f"the loss is {values['loss']}")
+            torch.autograd.backward(scaler.scale(terms["loss"] / settings.accumulate))
         for name, value in values.items():
-            sums[name] = sums.get(name, 0.0) + value
-    return {name: total / steps for name, total in sums.items()}
+            means[name] = means.get(name, 0.0) + value / settings.accumulate
+    scaler.unscale_(optimizer)
+    if settings.clip_grad is not None:
+        norm = float(clip_grad_norm_(parts.model.parameters(), settings.clip_grad))
+        if not math.isfinite(norm) and not scaler.is_enabled():  # the scaler skips such a step and halves its scale
+            raise _diverged(parts, *where, f"the gradient's norm is {norm}")
+    scaler.step(optimizer)
+    scaler.update()
+    optimizer.zero_grad(set_to_none=True)  # only what the optimiser holds: see TrainingState.gradients
+    if parts.averaged is not None:
+        parts.averaged.update_parameters(parts.model)
+    return means
+
+
+def _check_parts(parts: Parts, train_loader: Loader, val_loader: Loader, out: Path, *, num_classes: int) -> None:
+    """Before the long run: a batch of each split, one pass back, and a checkpoint written and read; then as new.
+
+    What is broken (shards, memory, the disk) shows here, in seconds, and not at the end of the first epoch.
+    """
+    weights = copy.deepcopy(parts.model.state_dict())
+    try:
+        _seed(parts.settings.seed)
+        parts.trained.train()
+        batch = next(iter(train_loader))
+        terms = parts.method.training_step(parts.trained, batch.to(parts.device), 0.0)
+        loss = parts.world.mean({"loss": float(terms["loss"].detach())}, parts.device)["loss"]
+        if not math.isfinite(loss):
+            raise _diverged(parts, 0, 0, _steps_per_epoch(parts, train_loader), f"the loss is {loss}")
+        torch.autograd.backward(terms["loss"])
+        classify(
+            parts.evaluated,
+            islice(val_loader, 1),
+            num_classes=num_classes,
+            average=parts.recipe.eval.average,
+            device=parts.device,
+            quiet=True,
+        )
+        if parts.world.is_main:
+            probe = out / "check.pt"
+            try:
+                save_training(probe, _state(parts, train_loader, Progress(epoch=0), random_states=[]))
+                load_training(probe)
+            finally:
+                probe.unlink(missing_ok=True)
+    finally:
+        parts.model.load_state_dict(weights)
+        for parameter in parts.model.parameters():
+            parameter.grad = None
+        train_loader.load_state_dict({**train_loader.state_dict(), "epoch": 0, "position": 0})
+    parts.world.wait()
 
 
 def _diverged(parts: Parts, epoch: int, step: int, steps: int, what: str) -> TrainingDiverged:
@@ -346,45 +561,98 @@ def _diverged(parts: Parts, epoch: int, step: int, steps: int, what: str) -> Tra
     )
 
 
-def _save_epoch(parts: Parts, out: Path, records: list[dict[str, Any]], classes: tuple[str, ...]) -> None:
+def _save_epoch(
+    parts: Parts, loader: Loader, out: Path, records: list[dict[str, Any]], classes: tuple[str, ...]
+) -> None:
     """Best weights and log first, `last.pt` at the end: what it does not count as done is written again."""
-    epoch, model = records[-1]["epoch"], parts.model
-    state = model.state_dict()
-    if epoch >= parts.recipe.eval.best_from_epoch and _best(records, parts.recipe)["epoch"] == epoch:
-        metadata = {
-            "method": parts.recipe.method,
-            "recipe": dump_recipe(parts.recipe),
-            "classes": json.dumps(classes),
-            "epoch": str(epoch),
-            "val": json.dumps(records[-1]["val"]),
-        }
-        save_weights(out / "best.safetensors", state, metadata)
-    _write_text(out / "log.jsonl", "".join(json.dumps(record) + "\n" for record in records))
-    save_training(
-        out / "last.pt",
-        TrainingState(
-            epochs_done=epoch + 1,
-            state_dict=state,
-            optimizer=parts.optimizer.state_dict(),
-            scaler=parts.scaler.state_dict(),
-            gradients={name: p.grad for name, p in model.named_parameters() if p.grad is not None},
-        ),
+    epoch = records[-1]["epoch"]
+    if parts.world.is_main:
+        if epoch >= parts.recipe.eval.best_from_epoch and _best(records, parts.recipe)["epoch"] == epoch:
+            metadata = {
+                "method": parts.recipe.method,
+                "recipe": dump_recipe(parts.recipe),
+                "classes": json.dumps(classes),
+                "epoch": str(epoch),
+                "val": json.dumps(records[-1]["val"]),
+            }
+            save_weights(out / "best.safetensors", parts.evaluated.state_dict(), metadata)
+        _write_text(out / "log.jsonl", "".join(json.dumps(record) + "\n" for record in records))
+    _save_state(parts, loader, Progress(epoch=epoch + 1), out)
+
+
+def _save_state(parts: Parts, loader: Loader, progress: Progress, out: Path) -> None:
+    """`last.pt`, by the first process; all of them tell it their random states, and wait."""
+    random_states = parts.world.gather(_random_state(parts.device)) if progress.steps_done else []
+    if parts.world.is_main:
+        save_training(out / "last.pt", _state(parts, loader, progress, random_states=random_states))
+    parts.world.wait()
+
+
+def _state(parts: Parts, loader: Loader, progress: Progress, *, random_states: list[dict[str, Any]]) -> TrainingState:
+    return TrainingState(
+        epochs_done=progress.epoch,
+        steps_done=progress.steps_done,
+        sums=dict(progress.sums),
+        loader=loader.state_dict() if progress.steps_done else {},
+        random=random_states,
+        averaged={} if parts.averaged is None else parts.averaged.state_dict(),
+        state_dict=parts.model.state_dict(),
+        optimizer=parts.optimizer.state_dict(),
+        scaler=parts.scaler.state_dict(),
+        gradients={name: p.grad for name, p in parts.model.named_parameters() if p.grad is not None},
     )
 
 
-def _resume(parts: Parts, path: Path) -> int:
+def _resume(parts: Parts, loader: Loader, path: Path) -> Progress:
     state = load_training(path)
     load_into(parts.model, state.state_dict, path)
     parts.optimizer.load_state_dict(dict(state.optimizer))
     parts.scaler.load_state_dict(dict(state.scaler))
+    if parts.averaged is not None:
+        parts.averaged.load_state_dict(dict(state.averaged))
     parameters = dict(parts.model.named_parameters())
     for name, gradient in state.gradients.items():
         parameters[name].grad = gradient.to(parts.device)
-    return state.epochs_done
+    progress = Progress(epoch=state.epochs_done, steps_done=state.steps_done, sums=dict(state.sums))
+    if progress.steps_done:
+        loader.load_state_dict(state.loader)
+        if len(state.random) == parts.world.size:
+            _restore_random_state(state.random[parts.world.rank], parts.device)
+        else:
+            _tell(
+                parts,
+                "saved by %d processes, this run has %d: the rest of the epoch draws other random numbers",
+                len(state.random),
+                parts.world.size,
+            )
+            _seed(parts.settings.seed + progress.epoch, rank=parts.world.rank)
+    return progress
+
+
+def _random_state(device: torch.device) -> dict[str, Any]:
+    """Of every generator that training may draw from, in types that load without running code."""
+    kind, keys, *rest = np.random.get_state()  # noqa: NPY002 - as in `_seed`
+    return {
+        "python": random.getstate(),
+        "numpy": (kind, torch.from_numpy(np.asarray(keys).astype(np.int64)), *rest),
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state(device) if device.type == "cuda" else None,
+    }
+
+
+def _restore_random_state(state: Mapping[str, Any], device: torch.device) -> None:
+    random.setstate(state["python"])
+    kind, keys, *rest = state["numpy"]
+    np.random.set_state((kind, keys.numpy().astype(np.uint32), *rest))  # noqa: NPY002 - as in `_seed`
+    torch.set_rng_state(state["torch"])
+    if state["cuda"] is not None and device.type == "cuda":
+        torch.cuda.set_rng_state(state["cuda"], device)
 
 
 def _read_log(path: Path, epochs_done: int) -> list[dict[str, Any]]:
     """The records of the epochs that `last.pt` counts as done; a later one is written again."""
+    if not epochs_done:
+        return []
     try:
         records = [json.loads(line) for line in path.read_text().splitlines()][:epochs_done]
         epochs = [record["epoch"] for record in records]
@@ -408,7 +676,19 @@ def _say(metrics: Mapping[str, float], recipe: Recipe) -> str:
     return f"{recipe.data.val_split} {name} {metrics[recipe.eval.metric]:.2f} %"
 
 
-def _seed(seed: int) -> None:
+def _say_steps(progress: Progress) -> str:
+    return f" and {progress.steps_done} steps of the next" if progress.steps_done else ""
+
+
+def _tell(parts: Parts, sentence: str, *arguments: object) -> None:
+    """Log what one of the processes may say for all."""
+    if parts.world.is_main:
+        logger.info(sentence, *arguments)
+
+
+def _seed(seed: int, *, rank: int = 0) -> None:
+    """Seed every generator; processes draw different numbers, the first one those of a single process."""
+    seed += RANK_STRIDE * rank
     random.seed(seed)
     np.random.seed(seed)  # noqa: NPY002 - a method's own code may draw from the global state
     torch.manual_seed(seed)
@@ -419,7 +699,10 @@ def _write_text(path: Path, text: str) -> None:
 
 
 @contextlib.contextmanager
-def _tensorboard(folder: Path, *, first_epoch: int) -> Iterator["SummaryWriter"]:
+def _tensorboard(folder: Path, *, first_epoch: int, wanted: bool) -> Iterator["SummaryWriter | None"]:
+    if not wanted:
+        yield None
+        return
     from torch.utils.tensorboard import SummaryWriter  # takes a second to import
 
     with SummaryWriter(str(folder), purge_step=first_epoch) as board:

@@ -117,6 +117,12 @@ class Train:
     """`lr` and `min_lr` are for steps of this many clips, and scaled by batch_size / lr_batch_size; None: as given."""
     clip_grad: float | None = None
     """Largest L2 norm of the whole gradient."""
+    accumulate: int = 1
+    """Passes whose gradients make one step: each sees batch_size / (accumulate x devices) clips."""
+    sync_norms: bool = False
+    """Batch norms take their statistics from the passes of all devices together (of one pass, not of a whole step)."""
+    ema_decay: float | None = None
+    """Exponential moving average of the weights after every step, which is what is evaluated and saved; None: none."""
     seed: int = 1007
     amp: Literal["none", "bf16", "fp16"] = "none"
     """Autocast precision on a GPU."""
@@ -124,7 +130,11 @@ class Train:
     """Initial weights: "none", "imagenet" (torchvision's ResNet weights) or a checkpoint file, ours or published."""
 
     def __post_init__(self) -> None:
-        _at_least(1, epochs=self.epochs, batch_size=self.batch_size)
+        _at_least(1, epochs=self.epochs, batch_size=self.batch_size, accumulate=self.accumulate)
+        if self.batch_size % self.accumulate:
+            raise ValueError(f"accumulate must divide batch_size = {self.batch_size}, got {self.accumulate}")
+        if self.ema_decay is not None and not 0 < self.ema_decay < 1:
+            raise ValueError(f"ema_decay lies between 0 and 1, got {self.ema_decay}")
         _at_least(0, momentum=self.momentum, weight_decay=self.weight_decay, warmup_epochs=self.warmup_epochs)
         if not self.lr > 0 or (self.clip_grad is not None and not self.clip_grad > 0):
             raise ValueError(f"lr and clip_grad must be above 0, got {self.lr} and {self.clip_grad}")

@@ -1,4 +1,5 @@
 import json
+import random
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -43,8 +44,8 @@ def recipe_with(*overrides: str) -> Recipe:
     return read_recipe(SETTINGS, source_file="test.toml", name="test", overrides=overrides)
 
 
-def run(recipe: Recipe, out: Path) -> dict[str, Any]:
-    return train.train(recipe, Path("shards"), out, device="cpu", workers=0)
+def run(recipe: Recipe, out: Path, *, save_steps: int | None = None) -> dict[str, Any]:
+    return train.train(recipe, Path("shards"), out, device="cpu", workers=0, save_steps=save_steps)
 
 
 def log_of(out: Path) -> list[dict[str, Any]]:
@@ -164,6 +165,88 @@ def test_an_interrupted_run_goes_on_to_the_very_same_weights(
 
 
 @pytest.mark.usefixtures("splits")
+@pytest.mark.parametrize("at_step", [4, 7, 13])
+def test_a_run_stopped_inside_an_epoch_goes_on_from_its_last_saved_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at_step: int
+) -> None:
+    recipe = recipe_with("train.ema_decay=0.9", "train.epochs=3")
+    run(recipe, tmp_path / "whole")
+    steps_seen: list[float] = []
+
+    def watched(model: torch.nn.Module, batch: Batch, epoch: float) -> dict[str, torch.Tensor]:
+        steps_seen.append(epoch)
+        return fakes.training_step(model, batch, epoch)
+
+    use_method(monkeypatch, replace(fakes.METHOD, training_step=Interruption(at_step, KeyboardInterrupt())))
+    with pytest.raises(KeyboardInterrupt):
+        run(recipe, tmp_path / "halved", save_steps=2)
+    random.random()  # whatever the process has drawn meanwhile
+    torch.rand(3)
+    use_method(monkeypatch, replace(fakes.METHOD, training_step=watched))
+    run(recipe, tmp_path / "halved", save_steps=2)
+    # One pass before the run is a trial; of 5 steps an epoch, 2 and 4 were saved, and the end of each epoch.
+    saved = {4: 0.4, 7: 1.2 - 0.2, 13: 2.4}[at_step]
+    assert steps_seen[0] == pytest.approx(saved)
+    same_weights(tmp_path / "whole", tmp_path / "halved")
+    without_seconds = [[{**record, "seconds": 0} for record in log_of(tmp_path / name)] for name in ("whole", "halved")]
+    assert without_seconds[0] == without_seconds[1]
+
+
+@pytest.mark.usefixtures("splits")
+def test_gradients_of_several_passes_make_the_step_of_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def without_noise(config: Any, num_classes: int) -> torch.nn.Module:
+        model = fakes.FakeModel(config, num_classes)
+        model.norm.eval()
+        model.norm.train = lambda mode=True: model.norm  # type: ignore[method-assign]
+        monkeypatch.setattr(torch, "randn_like", torch.zeros_like)
+        return model
+
+    use_method(monkeypatch, replace(fakes.METHOD, build=without_noise))
+    passes: list[int] = []
+
+    def counted(model: torch.nn.Module, batch: Batch, epoch: float) -> dict[str, torch.Tensor]:
+        passes.append(len(batch.labels))
+        return fakes.training_step(model, batch, epoch)
+
+    run(recipe_with(), tmp_path / "one")
+    use_method(monkeypatch, replace(fakes.METHOD, build=without_noise, training_step=counted))
+    run(recipe_with("train.accumulate=4"), tmp_path / "four")
+    assert passes == [2] * (1 + 4 * 5 * 4)
+    for one, four in zip(log_of(tmp_path / "one"), log_of(tmp_path / "four"), strict=True):
+        assert four["train"]["loss"] == pytest.approx(one["train"]["loss"], rel=1e-5)
+    weights = [load_checkpoint(tmp_path / name / "best.safetensors") for name in ("one", "four")]
+    torch.testing.assert_close(*weights, rtol=1e-4, atol=1e-6)
+
+
+def test_clips_of_a_step_divide_evenly() -> None:
+    with pytest.raises(UsageError, match="accumulate must divide batch_size = 8, got 3"):
+        recipe_with("train.accumulate=3")
+
+
+@pytest.mark.usefixtures("splits")
+def test_the_moving_average_is_what_is_evaluated_and_saved(tmp_path: Path) -> None:
+    run(recipe_with("train.ema_decay=0.5", "train.epochs=1"), tmp_path / "run")
+    last, best = load_checkpoint(tmp_path / "run" / "last.pt"), load_checkpoint(tmp_path / "run" / "best.safetensors")
+    assert set(last) == set(best)
+    assert not torch.equal(last["head.weight"], best["head.weight"])
+    run(recipe_with("train.epochs=1"), tmp_path / "plain")
+    plain = load_checkpoint(tmp_path / "plain" / "best.safetensors")
+    torch.testing.assert_close(last["head.weight"], plain["head.weight"], rtol=0, atol=0)  # training does not notice
+
+
+def test_a_split_that_does_not_load_shows_before_the_first_epoch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, splits: dict[str, fakes.FakeSplit]
+) -> None:
+    def broken(self: fakes.FakeSplit, index: int) -> Any:
+        raise VidprepError(f"{self.manifest.split}{index}: damaged")
+
+    splits["val"].__class__ = type("BrokenSplit", (fakes.FakeSplit,), {"__getitem__": broken})
+    with pytest.raises(VidprepError, match="val0: damaged"):
+        run(recipe_with(), tmp_path / "run")
+    assert {path.name for path in (tmp_path / "run").iterdir()} == {"recipe.toml", "run.json"}
+
+
+@pytest.mark.usefixtures("splits")
 @pytest.mark.parametrize(
     ("lines", "sentence"), [(1, "2 epochs are done, but the log has 1 of them"), (None, "no readable log of this run")]
 )
@@ -256,7 +339,7 @@ def test_a_folder_that_is_no_run_is_left_alone(tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("splits")
 def test_a_batch_larger_than_the_split_is_refused_before_anything_is_written(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="42 samples fill no batch of 64"):
+    with pytest.raises(UsageError, match=r"42 training clips make no step of train.batch_size = 64; lower it"):
         run(recipe_with("train.batch_size=64"), tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
@@ -285,7 +368,7 @@ def test_a_loss_that_is_no_number_names_its_step_and_keeps_what_was_saved(
 
     recipe = recipe_with()
     run(recipe_with("train.epochs=1"), tmp_path / "one")
-    use_method(monkeypatch, replace(fakes.METHOD, training_step=Diverging(7, KeyboardInterrupt())))
+    use_method(monkeypatch, replace(fakes.METHOD, training_step=Diverging(8, KeyboardInterrupt())))
     with pytest.raises(
         train.TrainingDiverged,
         match=r"epoch 2, step 3 of 5: the loss is nan; what epoch 1 saved is kept\. Lower train\.lr",
@@ -316,7 +399,7 @@ def test_a_gradient_that_is_not_finite_stops_the_run(tmp_path: Path, monkeypatch
 
 
 def fixed_metrics(monkeypatch: pytest.MonkeyPatch, top1: list[float]) -> None:
-    real, values = classify, iter(top1)
+    real, values = classify, iter([0.0, *top1])  # the first is that of the trial before the run
     monkeypatch.setattr(train, "classify", lambda *args, **kwargs: replace(real(*args, **kwargs), top1=next(values)))
 
 

@@ -6,6 +6,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from vidmodels.distributed import mean_over_ranks
 from vidmodels.methods.taps.cost import density_ratio, dynamic_macs, network_macs
 from vidmodels.methods.taps.model import Taps, TapsConfig
 from vidmodels.metrics import first_label
@@ -54,7 +55,7 @@ def sparsity_loss(ratio: Tensor, config: TapsConfig, *, factor: float = 1.0) -> 
 
 
 def batch_density_ratio(model: Taps, output: Output) -> Tensor:
-    """Density ratio r of a forward pass, with its gradient to the gates."""
+    """Density ratio r of a forward pass of all processes, with its gradient to the gates."""
     config = model.config
     height, width = (int(side) for side in output.aux["input_size"])
     num_frames = output.aux["frame_logits"].shape[1]
@@ -62,7 +63,7 @@ def batch_density_ratio(model: Taps, output: Output) -> Tensor:
     side = config.static_macs_image_size
     static = network_macs(config, model.num_classes, size=(side, side), num_frames=num_frames)
     masks = model.split_gates(output.aux["masks"])
-    return density_ratio(dynamic_macs(actual.blocks, masks, gradient=config.sparsity_gradient), static)
+    return mean_over_ranks(density_ratio(dynamic_macs(actual.blocks, masks, gradient=config.sparsity_gradient), static))
 
 
 def training_step(model: nn.Module, batch: Batch, epoch: float) -> dict[str, Tensor]:
