@@ -121,7 +121,8 @@ class Train:
     amp: Literal["none", "bf16", "fp16"] = "none"
     """Autocast precision on a GPU."""
     init: str = "none"
-    """Initial weights: "none", "imagenet" (torchvision's ResNet weights) or a checkpoint file, ours or published."""
+    """Initial weights: "none", "imagenet" (torchvision's), "kinetics400" (PyTorchVideo's X3D), or a checkpoint file,
+    ours or published."""
 
     def __post_init__(self) -> None:
         _at_least(1, epochs=self.epochs, batch_size=self.batch_size)

@@ -144,8 +144,7 @@ class DynamicUniAdaFocusTsm(UniAdaFocusTsm):
         glance = _of(glance, stays)
         chosen, actions = self.choose(glance), self.spatial_policy(glance.maps)
         patches = self.cut(frames[:, num_glance:], chosen, actions, exits.waiting.to(frames.device))
-        focus_final = self.focus_heads.final(self.focus_features(patches))
-        exits.leave(final[stays].mean(1) + focus_final.mean(1), 1)
+        exits.leave(final[stays] + self.focus_heads.predict(self.focus_features(patches)), 1)
         return exits.output()
 
 
