@@ -598,9 +598,10 @@ def test_a_recipe_has_the_published_size_and_cost(name: str) -> None:
     assert num_classes is not None
     with torch.device("meta"):
         model = build(recipe.model, num_classes)
-    assert sum(parameter.numel() for parameter in model.parameters()) == published.num_params
-    table_classes = 174 if recipe.model.variant == "tsm" else 200
+    if recipe.model.variant != "x3d":  # nobody says how many it has
+        assert sum(parameter.numel() for parameter in model.parameters()) == published.num_params
+    table_classes = {"pooling": 200, "tsm": 174, "x3d": 400}[recipe.model.variant]
     assert round(exit_macs(recipe.model, table_classes)[-1] / 1e9, 1) == published.gmacs
-    leading = recipe.model.num_glance if recipe.model.variant == "tsm" else 0
+    leading = 0 if recipe.model.variant == "pooling" else recipe.model.num_glance
     assert recipe.data.leading_frames == leading
     assert recipe.data.train_sampler == "jittered"

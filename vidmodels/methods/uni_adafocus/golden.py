@@ -378,6 +378,7 @@ def _tsm_network(
         for name, x in model.focus.maps(patches, num_frames=settings.num_focus):
             arrays |= _named({f"focus_{name}": x}, wanted)
         boxes = settings.geometry.boxes(aux["glance_actions"], side=settings.image_size, points=settings.patch_size)
+        feature = model.focus_features(patches)
         arrays |= {
             "policy_logits": aux["policy_logits"],
             "weights": aux["weights"],
@@ -391,8 +392,8 @@ def _tsm_network(
             "glance_avg_logits": aux["glance_average"],
             "glance_final_logits": aux["glance_final"],
             "patches": patches,
-            "focus_feature": model.focus_features(patches).flatten(0, 1),
-            "focus_avg_logits": aux["focus_average"],
+            "focus_feature": feature.flatten(0, 1),
+            "focus_avg_logits": model.focus_heads.average(feature).mean(1),
             "focus_final_logits": aux["focus_final"],
             "logits": output.logits,
         }

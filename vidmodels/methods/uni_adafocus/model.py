@@ -622,9 +622,9 @@ class UniAdaFocusTsm(_Network):
     The X3D variant is the same around other networks and heads (`variant = "x3d"`).
 
     `aux` in evaluation: `glance_average` (n, k), exit 0, and its frames' `glance_frame_logits` (n, g, k);
-    `glance_final`, `focus_final`, `focus_average` (n, k); `weights` (n, g), `glance_actions` (n, 1, 4),
-    `focus_indices` (n, f). In training also `random_logits`, `random_focus_average`, `temporal_logits`,
-    `spatial_logits` (n, k) and `random_focus_actions` (n, 1, 4).
+    `glance_final`, `focus_final` (n, k); `weights` (n, g), `glance_actions` (n, 1, 4), `focus_indices` (n, f). In
+    training also `focus_average`, `random_logits`, `random_focus_average`, `temporal_logits`, `spatial_logits` (n, k)
+    and `random_focus_actions` (n, 1, 4).
     """
 
     def __init__(self, config: UniAdaFocusConfig, num_classes: int) -> None:
@@ -671,10 +671,8 @@ class UniAdaFocusTsm(_Network):
             actions = self.spatial_policy(glance.maps)
         chosen = self.choose(glance)
         glance_final, glance_average = self.glance_heads(glance.features)
-        focus_final, focus_average = self.focus_heads(self.focus_features(self.cut(candidates, chosen, actions)))
         aux = _averages(glance_final, glance_average) | {
-            "focus_final": focus_final,
-            "focus_average": focus_average.mean(1),
+            "focus_final": self.focus_heads.predict(self.focus_features(self.cut(candidates, chosen, actions))),
             "weights": glance.weights,
             "policy_logits": glance.policy_logits,
             "glance_actions": actions,
