@@ -25,6 +25,16 @@ def test_a_picture_of_the_kept_tokens_is_drawn(video: Path, tmp_path: Path, caps
         assert picture.width > picture.height > 500
 
 
+def test_a_picture_of_frames_and_rectangles_is_drawn(
+    video: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "looks.png"
+    assert call("show", "uni_adafocus/toy", "--video", video, "--out", out) == 0
+    assert "right.mp4 as uni_adafocus/toy sees it, with RANDOM weights" in capsys.readouterr().out
+    with Image.open(out) as picture:
+        assert picture.width > 2 * picture.height > 600
+
+
 def test_what_cannot_be_drawn_is_said(video: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "kept.png"
     with pytest.raises(UsageError, match="this model keeps every token; say how many to drop"):

@@ -6,6 +6,7 @@ from typing import Any, get_args
 import numpy as np
 import pytest
 import torch
+from PIL import ImageColor
 from torch import Tensor, nn
 
 from vidmodels.backbones import x3d
@@ -32,6 +33,7 @@ from vidmodels.methods.uni_adafocus.policy import (
     interpolate_actions,
     monte_carlo_logits,
 )
+from vidmodels.methods.uni_adafocus.show import FOCUS_SIDE, GAP, RECTANGLE, draw_looks, look_at
 from vidmodels.methods.uni_adafocus.training import param_groups, training_step
 from vidmodels.metrics import topk_accuracy
 from vidmodels.recipes import list_recipes, load_recipe
@@ -585,6 +587,44 @@ def test_other_models_are_refused() -> None:
 
 def test_it_is_registered() -> None:
     assert METHODS["uni_adafocus"].Config is UniAdaFocusConfig
+
+
+# ---- pictures ----
+
+
+@pytest.mark.parametrize("variant", ["pooling", "tsm", "x3d"])
+def test_a_picture_shows_the_rectangles_where_they_are(variant: str) -> None:
+    model = small(variant=variant, num_focus=3).eval()
+    # y at its largest, x at its smallest; the smallest height, the largest width.
+    steep = torch.tensor([30.0, -30.0, -30.0, 30.0])
+    model.spatial_policy.forward = lambda maps: (  # type: ignore[method-assign]
+        steep.sigmoid().expand(len(maps), 6 if variant == "pooling" else 1, 4)
+    )
+    clip = clips(model, 1)[0]
+    looked = look_at(model, clip)
+    with torch.no_grad():
+        aux = model(clip[None]).aux
+    start = 0 if variant == "pooling" else 6
+    assert looked.focus == tuple(int(place) + start for place in aux["focus_indices"][0])
+    assert len(looked.boxes) == 3
+    assert looked.glance == ((1, 3, 5, 7, 9, 11) if variant == "pooling" else tuple(range(6)))
+    assert sum(looked.weights) == pytest.approx(1)
+    for box in looked.boxes:
+        assert box == pytest.approx((16, 0, 32, 32), abs=1e-3)
+    picture = draw_looks(model, clip, torch.ones_like(clip))
+    # The lower half of a frame of the last row is as it is, the upper half is dark.
+    left, bottom = GAP, picture.height - GAP
+    middle = left + FOCUS_SIDE // 2
+    assert picture.getpixel((middle, bottom - FOCUS_SIDE // 4)) == (255, 255, 255)
+    assert max(picture.getpixel((middle, bottom - 3 * FOCUS_SIDE // 4))) < 128  # type: ignore[arg-type]
+    edge = bottom - FOCUS_SIDE // 2
+    assert picture.getpixel((middle, edge)) == ImageColor.getrgb(RECTANGLE)
+    assert picture.getpixel((middle, edge - 1)) != ImageColor.getrgb(RECTANGLE)
+
+
+def test_pictures_are_of_uni_adafocus() -> None:
+    with pytest.raises(TypeError, match="expected a Uni-AdaFocus model, got Linear"):
+        draw_looks(nn.Linear(1, 1), torch.empty(0), torch.empty(0))
 
 
 # ---- recipes ----

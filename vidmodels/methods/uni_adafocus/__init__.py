@@ -4,6 +4,7 @@ from vidmodels.methods.uni_adafocus.convert import convert
 from vidmodels.methods.uni_adafocus.cost import summarise
 from vidmodels.methods.uni_adafocus.dynamic import DynamicUniAdaFocus, DynamicUniAdaFocusTsm, make_dynamic
 from vidmodels.methods.uni_adafocus.model import UniAdaFocus, UniAdaFocusConfig, UniAdaFocusTsm, build
+from vidmodels.methods.uni_adafocus.show import draw_looks
 from vidmodels.methods.uni_adafocus.training import param_groups, training_step
 from vidmodels.types import Method
 
@@ -29,5 +30,7 @@ METHOD = Method(
     make_dynamic=make_dynamic,
     convert=convert,
     summarise=summarise,
+    draw=draw_looks,
+    drawn_recipe="uni_adafocus/activitynet_p128",
 )
-"""One entry for both variants; `model.variant` says which."""
+"""One entry for all variants; `model.variant` says which."""
