@@ -50,9 +50,9 @@ class FoldedNorms:
         if mean is None or variance is None or num_batches is None or not norm.affine:
             raise ValueError("only batch norms with running statistics and a scale can be folded")
         # A training pass updates the statistics without raising their versions; that of the batch counter rises.
-        sources = (layer.weight, norm.weight, norm.bias, mean, variance, num_batches)
+        sources: list[Tensor] = [layer.weight, norm.weight, norm.bias, mean, variance, num_batches]
         if layer.bias is not None:
-            sources = (*sources, layer.bias)
+            sources.append(layer.bias)
         made_from = tuple((source.data_ptr(), source._version) for source in sources)
         known = self._known.get(layer)
         if known is not None and known.made_from == made_from:

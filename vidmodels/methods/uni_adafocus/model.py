@@ -429,26 +429,33 @@ class _Network(nn.Module):
 
     def look(self, glance_frames: Tensor) -> Glance:
         """The glance network on (n, g, 3, h, w), and the temporal policy's weights."""
-        n, num_glance = glance_frames.shape[:2]
+        maps = self.glance_maps(glance_frames)
+        with _full_precision(maps):
+            return self.weigh(maps, self.glance_features(maps))
+
+    def glance_maps(self, glance_frames: Tensor) -> Tensor:
+        """The glance network on (n, g, 3, h, w): maps (n, g, c, h', w')."""
         frames = glance_frames.flatten(0, 1)
         side = self.config.glance_side
         if frames.shape[-1] != side:
             with _full_precision(frames):
                 frames = interpolate(frames, (side, side), mode="bilinear", align_corners=False)
-        maps = self.glance(frames, num_frames=num_glance).float()
-        with _full_precision(maps):
-            features = self.glance_features(maps).view(n, num_glance, -1)
-            logits = self.temporal_policy(features if self.config.variant == "pooling" else features.detach())
-            return Glance(
-                maps=maps.view(n, num_glance, *maps.shape[1:]),
-                features=features,
-                weights=logits.softmax(1),
-                choice_weights=(logits / self.config.temperature).softmax(1),
-                policy_logits=logits,
-            )
+        maps: Tensor = self.glance(frames, num_frames=glance_frames.shape[1]).float()
+        return maps.view(*glance_frames.shape[:2], *maps.shape[1:])
+
+    def weigh(self, maps: Tensor, features: Tensor) -> Glance:
+        """What the temporal policy makes of maps (n, g, c, h, w) and features (n, g, c)."""
+        logits = self.temporal_policy(features if self.config.variant == "pooling" else features.detach())
+        return Glance(
+            maps=maps,
+            features=features,
+            weights=logits.softmax(1),
+            choice_weights=(logits / self.config.temperature).softmax(1),
+            policy_logits=logits,
+        )
 
     def glance_features(self, maps: Tensor) -> Tensor:
-        """(n*g, c, h, w) -> (n*g, c)."""
+        """(n, g, c, h, w) -> (n, g, c)."""
         return maps.mean((-2, -1))
 
     def choose(self, glance: Glance, thresholds: Tensor | None = None) -> Tensor:
@@ -464,19 +471,16 @@ class _Network(nn.Module):
             draws=thresholds,
         )
 
-    def cut(self, candidates: Tensor, chosen: Tensor, actions: Tensor, rows: Tensor | None = None) -> Tensor:
-        """Patches (m*f, 3, p, p) of the chosen frames; no other frame is read.
+    def cut(self, candidates: Tensor, chosen: Tensor, actions: Tensor) -> Tensor:
+        """Patches (n*f, 3, p, p) of the chosen frames; no other frame is read.
 
         Args:
             candidates: (n, s, 3, h, w).
-            chosen: (m, f) of each clip's candidates.
-            actions: (m, f, 4) of the chosen frames, or (m, 1, 4) for all of a clip.
-            rows: (m,) which clips these are; None: all n.
+            chosen: (n, f) of each clip's candidates.
+            actions: (n, f, 4) of the chosen frames, or (n, 1, 4) for all of a clip.
         """
-        if rows is None:
-            rows = torch.arange(len(chosen), device=chosen.device)
         with _full_precision(candidates):
-            frames = candidates[rows[:, None], chosen].flatten(0, 1).float()
+            frames = candidates[torch.arange(len(chosen), device=chosen.device)[:, None], chosen].flatten(0, 1).float()
             spread = actions.expand(-1, chosen.shape[1], -1).flatten(0, 1)
             return self.geometry.resample(frames, spread, points=self.config.patch_size)
 
@@ -681,7 +685,7 @@ class UniAdaFocusTsm(_Network):
         return Output(logits=aux["glance_final"] + aux["focus_final"], aux=aux)
 
     def glance_features(self, maps: Tensor) -> Tensor:
-        """(n*g, c, h, w) -> (n*g, c), with dropout in training, which "x3d" has inside its heads instead."""
+        """(n, g, c, h, w) -> (n, g, c), with dropout in training, which "x3d" has inside its heads instead."""
         return self._dropout(super().glance_features(maps))
 
     def focus_features(self, patches: Tensor) -> Tensor:
