@@ -11,7 +11,7 @@ from vidprep.load.transforms import CropPlacement, TrainCrop
 from vidprep.load.types import Batch
 from vidprep.sampling import ClipPlacement, Sampler, Short
 
-__all__ = ["Batch", "Cost", "Data", "Eval", "Method", "Output", "Published", "Recipe", "Train"]
+__all__ = ["Batch", "Cost", "Data", "EarlyExit", "Eval", "Method", "Output", "Published", "Recipe", "Train"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -233,6 +233,21 @@ class Recipe:
 
 
 @dataclass(frozen=True, kw_only=True)
+class EarlyExit:
+    """How videos leave a method's network early, for those methods that have exits."""
+
+    logits: Callable[[nn.Module, Output], Tensor]
+    """(trainable form, what it gave in evaluation) -> logits of all exits (n, e, k)."""
+    macs: Callable[[Any, int], list[int]]
+    """(config, num_classes) -> multiply-adds of a video that leaves at each exit, e of them."""
+    budgets: Callable[[Any], tuple[float, ...]]
+    """config -> the published budgets, as q of `exits.exit_shares`, ascending."""
+    make: Callable[..., nn.Module]
+    """(trainable form, thresholds=(e,) or None, criterion=...) -> the form that stops. Its `forward` takes clips on
+    demand, too, and gives `aux["exit_steps"]`; its `first_frames` are the places in a clip that it needs of all."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Method:
     """A method is a value: its parts, and nothing that the loops do not need."""
 
@@ -255,6 +270,8 @@ class Method:
     """(model, clip (t, c, h, w), the same as pixels in 0 ... 1) -> a picture of what it keeps; None: nothing to see."""
     drawn_recipe: str = ""
     """The recipe that is drawn when none is named."""
+    early_exit: EarlyExit | None = None
+    """None: no exits, all of a clip is always looked at."""
 
 
 def _at_least(least: int, **values: float) -> None:

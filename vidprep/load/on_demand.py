@@ -154,8 +154,8 @@ class ClipsOnDemand:
         settings = source.make.settings
         self.shape = (len(indices), settings.num_frames, 3, settings.crop, settings.crop)
         """(n, t, c, h, w) of all frames together."""
-        self.seconds_waited = 0.0
-        """Wall clock that `take` took so far."""
+        self.seconds_waited = self.cpu_seconds_waited = 0.0
+        """Wall clock that `take` took so far, and CPU time of the process meanwhile."""
         self._source, self._first, self._pool = source, list(first), pool
         self._opened: list[Future[ClipOnDemand]] = [_run(pool, self._open, index) for index in indices]
 
@@ -206,11 +206,12 @@ class ClipsOnDemand:
         Raises:
             CorruptVideo: a frame does not decode; names the video.
         """
-        started = time.perf_counter()
+        started, cpu_started = time.perf_counter(), time.process_time()
         clips = [self._opened[row].result() for row in rows.tolist()]
         frames = [_run(self._pool, clip.frames, at) for clip, at in zip(clips, places.tolist(), strict=True)]
         taken = torch.stack([part.result() for part in frames])
         self.seconds_waited += time.perf_counter() - started
+        self.cpu_seconds_waited += time.process_time() - cpu_started
         return taken
 
     def close(self) -> None:

@@ -14,12 +14,12 @@ from torch import Tensor, nn
 
 from vidmodels.backbones.mobilenet_v2 import MobileNetV2
 from vidmodels.layers.folded import FoldedNorms
-from vidmodels.methods.uni_adafocus.exits import NEVER, Criterion, exit_values
+from vidmodels.methods.uni_adafocus.exits import NEVER, PUBLISHED_Q, PUBLISHED_Q_OF_TWO, Criterion, exit_values
 from vidmodels.methods.uni_adafocus.fast import GLANCE_PIXELS, FastFocusNetwork, FastMobileNetV2, join
-from vidmodels.methods.uni_adafocus.model import FocusNetwork, Glance, UniAdaFocus, UniAdaFocusTsm
+from vidmodels.methods.uni_adafocus.model import FocusNetwork, Glance, UniAdaFocus, UniAdaFocusConfig, UniAdaFocusTsm
 from vidmodels.types import Output
 
-__all__ = ["Clips", "DynamicUniAdaFocus", "DynamicUniAdaFocusTsm", "exit_logits", "make_dynamic"]
+__all__ = ["Clips", "DynamicUniAdaFocus", "DynamicUniAdaFocusTsm", "exit_logits", "make_dynamic", "published_budgets"]
 
 
 class Clips(Protocol):
@@ -191,6 +191,11 @@ def exit_logits(model: nn.Module, output: Output) -> Tensor:
     if isinstance(model, UniAdaFocus):
         return output.aux["step_logits"][:, model.config.num_glance - 1 :]
     raise TypeError(f"expected a Uni-AdaFocus model, got {type(model).__name__}")
+
+
+def published_budgets(config: UniAdaFocusConfig) -> tuple[float, ...]:
+    """The budgets of the published curves, ascending; see `exits.exit_shares`."""
+    return PUBLISHED_Q if config.variant == "pooling" else PUBLISHED_Q_OF_TWO
 
 
 class _Exits:
