@@ -1,9 +1,11 @@
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
 
 from tests.vidmodels.test_cli import call
+from vidmodels.checkpoints import save_weights
 from vidmodels.show import draw_video
 from vidprep.datasets import toy
 from vidprep.errors import MissingVideo, UsageError
@@ -43,6 +45,9 @@ def test_what_cannot_be_drawn_is_said(video: Path, tmp_path: Path, capsys: pytes
         draw_video("taps", video, out)
     with pytest.raises(UsageError, match=r"kept\.jpg: expected a name ending in \.png"):
         draw_video("sta/toy_r11", video, tmp_path / "kept.jpg")
+    save_weights(tmp_path / "converted.safetensors", {"x": torch.zeros(1)}, {})
+    with pytest.raises(UsageError, match=r"brings no recipe; .* in `vidmodels show` instead of the method"):
+        draw_video("uni_adafocus", video, out, weights=tmp_path / "converted.safetensors")
     with pytest.raises(MissingVideo, match=r"no\.mp4"):
         draw_video("sta/toy_r11", tmp_path / "no.mp4", out)
     assert not out.exists()
