@@ -569,7 +569,10 @@ def draw_curve(curve: Curve) -> bytes:
     _panel(by_time, curve, curve.time_of, f"{curve.clock} of a video, network only ({curve.device})")
     name = {"top1": "top-1, %", "map": "mAP, %"}[curve.metric]
     by_cost.set_ylabel(f"{name} on {curve.recipe.data.dataset} {curve.split}")
-    by_cost.legend(loc="lower right")
+    by_cost.legend(loc="lower right", title="at a point: % of the full cost, solved for", title_fontsize=8, fontsize=9)
+    scores = [getattr(point, curve.metric) for point in curve.points]
+    margin = max(1.0, 0.1 * (max(scores) - min(scores)))
+    by_cost.set_ylim(min(scores) - 3 * margin, max(scores) + margin)  # room for the legend below
     figure.suptitle(
         f"{curve.recipe.method}/{curve.recipe.name}: early exit, thresholds solved on {curve.solve_split or 'a file'}; "
         f"{curve.num_videos} videos",
@@ -586,7 +589,7 @@ def _two(name: str) -> tuple[str, str]:
 
 def _panel(axes: "Axes", curve: Curve, x: Callable[[MeasuredPoint], float], label: str) -> None:
     full = curve.points[0]
-    for criterion, marker in (("confidence", "o"), ("entropy", "s")):
+    for criterion, marker, label_height in (("confidence", "o", 6), ("entropy", "s", -13)):
         points = [p for p in curve.points if p.setting.thresholds and p.setting.criterion == criterion]
         points.sort(key=lambda point: point.gmacs)
         if not points:
@@ -594,10 +597,15 @@ def _panel(axes: "Axes", curve: Curve, x: Callable[[MeasuredPoint], float], labe
         places = [x(point) for point in points]
         heights = [getattr(point, curve.metric) for point in points]
         axes.plot(places, heights, marker=marker, markersize=5, label=f"leaves by {criterion}")
+        for point, place, height in zip(points, places, heights, strict=True):
+            share = f"{100 * point.setting.solved_share:.0f}"
+            axes.annotate(
+                share, (place, height), (0, label_height), textcoords="offset points", ha="center", fontsize=7
+            )
     axes.plot([x(full)], [getattr(full, curve.metric)], "k*", markersize=13, label="nobody leaves early", zorder=3)
     unit = x(full) / 100
-    share = axes.secondary_xaxis("top", functions=(partial(np.multiply, 1 / unit), partial(np.multiply, unit)))
-    share.set_xlabel("% of the full run")
+    top = axes.secondary_xaxis("top", functions=(partial(np.multiply, 1 / unit), partial(np.multiply, unit)))
+    top.set_xlabel("% of the full run")
     axes.set_xlabel(label)
     axes.set_xlim(left=0)
     axes.grid(alpha=0.3)

@@ -62,7 +62,7 @@ def test_a_frame_is_decoded_once_and_only_when_it_is_asked_for(folder: Path) -> 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_batches_hand_out_what_is_asked_for(folder: Path, workers: int) -> None:
     dataset = ShardDataset(folder / "video", "train", **OPTIONS)
-    seen = []
+    seen: list[str] = []
     for batch in iterate_on_demand(dataset, batch_size=2, first=range(4), workers=workers):
         n = batch.shape[0]
         assert batch.shape == (n, 10, 3, 48, 48)
@@ -88,7 +88,12 @@ class Recording(ShardDataset):
         reader, times = super().open_reader(index)
         close = reader.close
         events.append(("open", index))
-        reader.close = lambda: (events.append(("close", index)), close())  # type: ignore[method-assign,assign,func-returns-value]
+
+        def noted() -> None:
+            events.append(("close", index))
+            close()
+
+        reader.close = noted  # type: ignore[method-assign]
         return reader, times
 
 
