@@ -1,4 +1,5 @@
 import json
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, get_args
@@ -34,7 +35,7 @@ from vidmodels.methods.uni_adafocus.policy import (
     monte_carlo_logits,
 )
 from vidmodels.methods.uni_adafocus.show import FOCUS_SIDE, GAP, RECTANGLE, draw_looks, look_at
-from vidmodels.methods.uni_adafocus.training import param_groups, training_step
+from vidmodels.methods.uni_adafocus.training import loss_terms, param_groups, training_step
 from vidmodels.metrics import topk_accuracy
 from vidmodels.recipes import list_recipes, load_recipe
 from vidmodels.types import Batch, Output, Train
@@ -268,6 +269,17 @@ def test_every_parameter_gets_a_gradient_and_is_in_one_group(variant: str) -> No
     assert [name for name, parameter in model.named_parameters() if parameter.grad is None] == []
     grouped = [id(parameter) for group in param_groups(model, TRAIN) for parameter in group["params"]]
     assert sorted(grouped) == sorted(id(parameter) for parameter in model.parameters())
+
+
+def test_a_weight_that_underflows_leaves_the_divergence_a_number() -> None:
+    model = pooling().train()
+    output: Output = model(clips(model))
+    sharp = torch.tensor([[0.0, 200.0, 0.0, 0.0, 0.0, 0.0]]).softmax(1).expand(2, -1)
+    assert sharp[0, 0] == 0
+    terms = loss_terms(
+        model.config, Output(logits=output.logits, aux={**output.aux, "weights": sharp}), torch.zeros(2).long()
+    )
+    assert float(terms["kl_loss"]) == pytest.approx(math.log(model.config.num_focus))
 
 
 def test_modules_learn_at_their_published_rates() -> None:

@@ -5,6 +5,7 @@ from typing import Any
 
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
+from torch.special import xlogy
 
 from vidmodels.methods.uni_adafocus.model import UniAdaFocus, UniAdaFocusConfig, UniAdaFocusTsm
 from vidmodels.metrics import first_label
@@ -79,7 +80,8 @@ def _frame_loss(logits: Tensor, labels: Tensor) -> Tensor:
 
 def _divergence(weights: Tensor, num_focus: int) -> Tensor:
     """(13) Of the weights (n, g) from 1 / f (not 1 / g, as published), mean over the clips."""
-    return (weights * (weights.log() + math.log(num_focus))).sum(1).mean()
+    divergence: Tensor = xlogy(weights, weights) + weights * math.log(num_focus)  # 0 log 0 = 0
+    return divergence.sum(1).mean()
 
 
 def param_groups(model: nn.Module, train: Train) -> list[dict[str, Any]]:
