@@ -20,6 +20,7 @@ from vidmodels.data import open_test_split
 from vidmodels.memory import keep_freed_memory
 from vidmodels.methods import METHODS
 from vidmodels.methods.uni_adafocus.exits import (
+    Criterion,
     exit_counts,
     exit_shares,
     exit_values,
@@ -48,7 +49,11 @@ def run(*, rounds: int) -> tuple[dict[str, Ratio], dict[str, object]]:
         recipe = load_recipe(f"uni_adafocus/{name}")
         size = recipe.eval_crop
         clips = torch.randn(num_clips, recipe.data.num_frames, 3, size, size)
-        ratios |= _compare(f"{name}_random", recipe, METHOD.build(recipe.model, num_classes).eval(), clips, rounds)
+        model = METHOD.build(recipe.model, num_classes).eval()
+        for module in model.modules():
+            if isinstance(module, nn.Linear) and module.out_features == num_classes:
+                nn.init.normal_(module.weight)  # or all answers of a new network are alike
+        ratios |= _compare(f"{name}_random", recipe, model, clips, "confidence", rounds)
     if folder := os.environ.get("TOY_RUN"):
         trained = find_run(Path(folder))
         if trained.data is None:
@@ -56,25 +61,27 @@ def run(*, rounds: int) -> tuple[dict[str, Ratio], dict[str, object]]:
         dataset = open_test_split(trained.recipe, trained.data, trained.recipe.data.val_split)
         model = load_model(trained, num_classes=len(dataset.manifest.classes))
         clips = torch.cat([dataset[index].frames for index in range(0, len(dataset), 2)])
-        ratios |= _compare("toy_trained", trained.recipe, model, clips, rounds)
+        ratios |= _compare("toy_trained", trained.recipe, model, clips, "entropy", rounds)
     print_ratios("early exit over full run", ratios)
     return ratios, machine_facts(PACKAGES)
 
 
-def _compare(name: str, recipe: Recipe, model: nn.Module, clips: Tensor, rounds: int) -> dict[str, Ratio]:
+def _compare(
+    name: str, recipe: Recipe, model: nn.Module, clips: Tensor, criterion: Criterion, rounds: int
+) -> dict[str, Ratio]:
     exits = METHOD.early_exit
     assert exits is not None
     batches = torch.split(clips, recipe.eval.batch_size)
     with torch.no_grad():
         logits = torch.cat([exits.logits(model, model(batch)) for batch in batches])
-    values = exit_values(logits, "entropy")
+    values = exit_values(logits, criterion)
     macs = exits.macs(recipe.model, logits.shape[-1])
     q = q_of_budget(BUDGET * macs[-1], macs, len(values))
     thresholds = solve_thresholds(values, exit_counts(exit_shares(q, len(macs)), len(values)))
     forms = {
         "full": exits.make(model),
         # A hair below: the network that stops rounds otherwise than the one that the thresholds were solved with.
-        "early": exits.make(model, thresholds=(thresholds - 1e-5).tolist(), criterion="entropy"),
+        "early": exits.make(model, thresholds=(thresholds - 1e-4 * thresholds.abs()).tolist(), criterion=criterion),
     }
     counted = {side: sum(count_cost(form, batch).macs for batch in batches) for side, form in forms.items()}
     Console().print(
