@@ -1,4 +1,4 @@
-"""`vidmodels list | show | train | eval | predict | convert | cost | verify`.
+"""`vidmodels list | show | train | eval | curve | predict | convert | cost | verify`.
 
 What takes long to import is imported by the command that needs it: `--help` answers at once.
 """
@@ -14,6 +14,7 @@ from vidprep.console import run_app
 from vidprep.errors import UnknownName, UsageError, suggest
 
 if TYPE_CHECKING:
+    from vidmodels.early_exit import Curve
     from vidmodels.types import Method, Recipe
 
 __all__ = ["app", "main"]
@@ -131,6 +132,13 @@ def evaluate(
     predictions: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Write each video's prediction, .parquet or .json (one target).")
     ] = None,
+    thresholds: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="Let videos leave early, as `vidmodels curve` found; beside the run without (one target).",
+        ),
+    ] = None,
     timed_clips: Annotated[int, typer.Option(min=1, help="Clips of one timed call.")] = 1,
     timed_runs: Annotated[int, typer.Option(min=1, help="Timed calls of each model; they take turns.")] = 10,
     device: Device = None,
@@ -140,10 +148,24 @@ def evaluate(
     """Evaluate runs or checkpoints: accuracy, multiply-accumulates and time, masked and really skipped."""
     from vidmodels.comparison import compare_runs
     from vidmodels.evaluate import write_predictions
+    from vidmodels.memory import keep_freed_memory
     from vidmodels.runs import find_run
 
     if predictions is not None and len(targets) > 1:
         raise UsageError(f"--predictions holds those of one model, got {len(targets)} targets.")
+    if thresholds is not None:
+        from vidmodels.early_exit import evaluate_thresholds
+
+        if len(targets) > 1 or predictions is not None:
+            raise UsageError("--thresholds are for one target, and without --predictions.")
+        keep_freed_memory()
+        run = find_run(targets[0], recipe=recipe, overrides=overrides or ())
+        curve = evaluate_thresholds(run, thresholds, data=data, split=split, device=device, workers=workers)
+        _print_curve(curve)
+        if json_file is not None:
+            _write_json(json_file, {"heading": curve.heading, "rows": curve.rows()})
+        return
+    keep_freed_memory()
     comparison = compare_runs(
         [find_run(target, recipe=recipe, overrides=overrides or ()) for target in targets],
         data=data,
@@ -162,6 +184,57 @@ def evaluate(
         write_predictions(comparison.runs[0].forms["trainable"].result, predictions)
     if json_file is not None:
         _write_json(json_file, comparison.to_json())
+
+
+@app.command()
+def curve(
+    target: Annotated[Path, typer.Argument(metavar="RUN|CHECKPOINT", help="A run folder or a weight file.")],
+    out: Annotated[Path, typer.Option(metavar="FOLDER", help="Gets curve.csv, curve.png and thresholds/.")],
+    recipe: Annotated[str | None, typer.Option(metavar="NAME|FILE", help="For files that bring no recipe.")] = None,
+    data: Annotated[Path | None, typer.Option(metavar="SHARDS", help="By default those of the run.")] = None,
+    solve_split: Annotated[
+        str | None, typer.Option(help="Whose videos say how sure is sure enough; by default the training split.")
+    ] = None,
+    split: Annotated[str | None, typer.Option(help="What is measured; by default the validation split.")] = None,
+    overrides: Overrides = None,
+    criterion: Annotated[str, typer.Option(help="confidence, entropy or both.")] = "both",
+    points: Annotated[int, typer.Option(min=1, help="Published budgets of each criterion, evenly chosen by cost.")] = 7,
+    budgets: Annotated[
+        list[float] | None,
+        typer.Option(
+            "--budget", metavar="SHARE", help="A further one: a share of the full cost; may be repeated. [0.5]"
+        ),
+    ] = None,
+    rounds: Annotated[int, typer.Option(min=1, help="Timed passes over each batch.")] = 1,
+    device: Device = None,
+    workers: Workers = None,
+) -> None:
+    """Early exit: accuracy against multiply-accumulates, and against measured time, as a table and a picture."""
+    from vidmodels.early_exit import check_plots, measure_curve, write_curve
+    from vidmodels.memory import keep_freed_memory
+    from vidmodels.runs import find_run
+
+    if criterion not in ("confidence", "entropy", "both"):
+        raise UsageError(f"--criterion is confidence, entropy or both, got {criterion!r}.")
+    if out.exists() and not out.is_dir():
+        raise UsageError(f"{out}: expected a folder, or nothing yet.")
+    check_plots()
+    keep_freed_memory()
+    measured = measure_curve(
+        find_run(target, recipe=recipe, overrides=overrides or ()),
+        data=data,
+        solve_split=solve_split,
+        split=split,
+        criteria=criterion,  # type: ignore[arg-type]  # checked above
+        num_points=points,
+        budgets=budgets or (0.5,),
+        rounds=rounds,
+        device=device,
+        workers=workers,
+    )
+    _print_curve(measured)
+    written = write_curve(measured, out)
+    typer.echo(f"{written[0]}, {written[1]}, and thresholds for `vidmodels eval --thresholds`, such as {written[2]}")
 
 
 @app.command()
@@ -297,6 +370,13 @@ def _count(recipe: "Recipe", num_classes: int | None) -> tuple[dict[str, float],
     with torch.no_grad():
         figures |= {f"{name} (random weights)": value for name, value in method.summarise(model, model(clip)).items()}
     return figures, {name: macs / 1e9 for name, macs in trainable.by_operator.items()}
+
+
+def _print_curve(curve: "Curve") -> None:
+    typer.echo(curve.heading)
+    _print_table(curve.table)
+    for remark in curve.remarks:
+        typer.echo(remark)
 
 
 def _print_table(rows: Sequence[Sequence[str]]) -> None:

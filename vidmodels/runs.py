@@ -67,7 +67,9 @@ def find_run(target: Path, *, recipe: str | None = None, overrides: Sequence[str
     elif not target.exists():
         raise UsageError(f"{target}: no such run folder or checkpoint file.")
     else:
-        raise UsageError(f"{target}: brings no recipe; say which with --recipe.")
+        raise UsageError(
+            f"{target}: brings no recipe; say which with --recipe, or in `vidmodels show` instead of the method."
+        )
     facts = folder / "run.json"
     data = Path(read_facts(facts)["data"]) if facts.exists() else None
     return Run(name=name, recipe=loaded, weights=weights, data=data)

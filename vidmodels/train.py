@@ -83,6 +83,15 @@ class LoadsImageNet(Protocol):
 
 
 @runtime_checkable
+class LoadsKinetics400(Protocol):
+    """A model that can start from weights trained on Kinetics-400."""
+
+    def load_kinetics400(self) -> None:
+        """Fetch and load them."""
+        ...
+
+
+@runtime_checkable
 class CompletesWeights(Protocol):
     """A model that can start from weights which lack some of its entries."""
 
@@ -325,6 +334,12 @@ def _prepare(
         if not isinstance(model, LoadsImageNet):
             raise UsageError(f"train.init = 'imagenet': {method.name} has no ImageNet weights; give a file or 'none'.")
         model.load_imagenet()
+    elif settings.init == "kinetics400":
+        if not isinstance(model, LoadsKinetics400):
+            raise UsageError(
+                f"train.init = 'kinetics400': {method.name} has no such weights here; give a file or 'none'."
+            )
+        model.load_kinetics400()
     elif settings.init != "none":
         _start_from(Path(settings.init), model, method)
     model.to(device)

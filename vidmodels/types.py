@@ -11,7 +11,7 @@ from vidprep.load.transforms import CropPlacement, TrainCrop
 from vidprep.load.types import Batch
 from vidprep.sampling import ClipPlacement, Sampler, Short
 
-__all__ = ["Batch", "Cost", "Data", "Eval", "Method", "Output", "Published", "Recipe", "Train"]
+__all__ = ["Batch", "Cost", "Data", "EarlyExit", "Eval", "Method", "Output", "Published", "Recipe", "Train"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,7 +127,8 @@ class Train:
     amp: Literal["none", "bf16", "fp16"] = "none"
     """Autocast precision on a GPU."""
     init: str = "none"
-    """Initial weights: "none", "imagenet" (torchvision's ResNet weights) or a checkpoint file, ours or published."""
+    """Initial weights: "none", "imagenet" (torchvision's), "kinetics400" (PyTorchVideo's X3D), or a checkpoint file,
+    ours or published."""
 
     def __post_init__(self) -> None:
         _at_least(1, epochs=self.epochs, batch_size=self.batch_size, accumulate=self.accumulate)
@@ -242,6 +243,21 @@ class Recipe:
 
 
 @dataclass(frozen=True, kw_only=True)
+class EarlyExit:
+    """How videos leave a method's network early, for those methods that have exits."""
+
+    logits: Callable[[nn.Module, Output], Tensor]
+    """(trainable form, what it gave in evaluation) -> logits of all exits (n, e, k)."""
+    macs: Callable[[Any, int], list[int]]
+    """(config, num_classes) -> multiply-adds of a video that leaves at each exit, e of them."""
+    budgets: Callable[[Any], tuple[float, ...]]
+    """config -> the published budgets, as q of `exits.exit_shares`, ascending."""
+    make: Callable[..., nn.Module]
+    """(trainable form, thresholds=(e,) or None, criterion=...) -> the form that stops. Its `forward` takes clips on
+    demand, too, and gives `aux["exit_steps"]`; its `first_frames` are the places in a clip that it needs of all."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Method:
     """A method is a value: its parts, and nothing that the loops do not need."""
 
@@ -264,6 +280,8 @@ class Method:
     """(model, clip (t, c, h, w), the same as pixels in 0 ... 1) -> a picture of what it keeps; None: nothing to see."""
     drawn_recipe: str = ""
     """The recipe that is drawn when none is named."""
+    early_exit: EarlyExit | None = None
+    """None: no exits, all of a clip is always looked at."""
 
 
 def _at_least(least: int, **values: float) -> None:

@@ -8,6 +8,7 @@ from scripts.benchmarks.runner import write_json
 
 BENCHMARKS = {
     "decode": "scripts.benchmarks.decode",
+    "early_exit": "scripts.benchmarks.early_exit",
     "extract": "scripts.benchmarks.extract",
     "load": "scripts.benchmarks.load",
     "sta": "scripts.benchmarks.sta",

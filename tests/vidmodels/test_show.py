@@ -1,9 +1,11 @@
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
 
 from tests.vidmodels.test_cli import call
+from vidmodels.checkpoints import save_weights
 from vidmodels.show import draw_video
 from vidprep.datasets import toy
 from vidprep.errors import MissingVideo, UsageError
@@ -25,6 +27,16 @@ def test_a_picture_of_the_kept_tokens_is_drawn(video: Path, tmp_path: Path, caps
         assert picture.width > picture.height > 500
 
 
+def test_a_picture_of_frames_and_rectangles_is_drawn(
+    video: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "looks.png"
+    assert call("show", "uni_adafocus/toy", "--video", video, "--out", out) == 0
+    assert "right.mp4 as uni_adafocus/toy sees it, with RANDOM weights" in capsys.readouterr().out
+    with Image.open(out) as picture:
+        assert picture.width > 2 * picture.height > 600
+
+
 def test_what_cannot_be_drawn_is_said(video: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "kept.png"
     with pytest.raises(UsageError, match="this model keeps every token; say how many to drop"):
@@ -33,6 +45,9 @@ def test_what_cannot_be_drawn_is_said(video: Path, tmp_path: Path, capsys: pytes
         draw_video("taps", video, out)
     with pytest.raises(UsageError, match=r"kept\.jpg: expected a name ending in \.png"):
         draw_video("sta/toy_r11", video, tmp_path / "kept.jpg")
+    save_weights(tmp_path / "converted.safetensors", {"x": torch.zeros(1)}, {})
+    with pytest.raises(UsageError, match=r"brings no recipe; .* in `vidmodels show` instead of the method"):
+        draw_video("uni_adafocus", video, out, weights=tmp_path / "converted.safetensors")
     with pytest.raises(MissingVideo, match=r"no\.mp4"):
         draw_video("sta/toy_r11", tmp_path / "no.mp4", out)
     assert not out.exists()

@@ -2,6 +2,7 @@
 
 from vidprep.load.dataset import ClipDataset, ClipOptions, ClipSettings, open_videos
 from vidprep.load.loader import BufferedSource, Loader, LoadFault, SampleSource, make_loader
+from vidprep.load.on_demand import ClipOnDemand, ClipsOnDemand, iterate_on_demand
 from vidprep.load.remote import ShardCache
 from vidprep.load.shards import ShardDataset
 from vidprep.load.transforms import (
@@ -20,9 +21,11 @@ __all__ = [
     "BoxMap",
     "BufferedSource",
     "ClipDataset",
+    "ClipOnDemand",
     "ClipOptions",
     "ClipPipeline",
     "ClipSettings",
+    "ClipsOnDemand",
     "EvalTransform",
     "FrameTargets",
     "LoadFault",
@@ -34,6 +37,7 @@ __all__ = [
     "Targets",
     "TrainTransform",
     "crop_offsets",
+    "iterate_on_demand",
     "make_loader",
     "multiscale_crop_sizes",
     "normalise",

@@ -54,6 +54,7 @@ __all__ = [
     "SampleMaker",
     "check_labels",
     "open_videos",
+    "pictures",
     "position",
     "reused_memory",
 ]
@@ -349,7 +350,7 @@ class SampleMaker:
             CorruptVideo: a frame that was asked for does not decode, or the annotated segment holds no frame.
         """
         times = reader.pts_seconds if pts_seconds is None else pts_seconds
-        index = self._choose(times, video, rng)
+        index = self.choose(times, video, rng)
         places: dict[int, list[int]] = {}
         for place, at in enumerate(index.reshape(-1).tolist()):
             places.setdefault(at, []).append(place)
@@ -363,15 +364,15 @@ class SampleMaker:
                     memory[repeat] = memory[place]
             return plan.sample(views)
         wanted = sorted(places)
-        pictures = _pictures(reader, wanted)
-        first = next(pictures)
+        decoded = pictures(reader, wanted)
+        first = next(decoded)
         shape = first.shape
         plan = self._plan(index, times, video, shape[0], shape[1], rng, boxes, box_scale)
         views = allocate((plan.num_views, index.shape[1], 3, *plan.windows[0].view_size), plan.windows[0].dtype)
         writers = [
             window.writer(part) for window, part in zip(plan.windows, views.chunk(len(plan.windows)), strict=True)
         ]
-        for at, picture in zip(wanted, chain([first], pictures), strict=True):
+        for at, picture in zip(wanted, chain([first], decoded), strict=True):
             if picture.shape != shape:
                 raise CorruptVideo(
                     f"frame {at} is {picture.shape[1]}x{picture.shape[0]} pixels, frames before it "
@@ -407,10 +408,10 @@ class SampleMaker:
         Raises:
             CorruptVideo: the annotated segment holds no frame.
         """
-        index = self._choose(pts_seconds, video, rng)
+        index = self.choose(pts_seconds, video, rng)
         return self._plan(index, pts_seconds, video, height, width, rng, boxes, box_scale)
 
-    def _choose(
+    def choose(
         self, pts_seconds: NDArray[np.float64], video: Video, rng: np.random.Generator | None
     ) -> NDArray[np.int64]:
         """Frames of the video's clips, (clips, t)."""
@@ -453,7 +454,7 @@ class SampleMaker:
             video_id=sample_id(video),
             index=index,
             windows=windows,
-            labels=self._encode(labels),
+            labels=self.encode(labels),
             pts_seconds=torch.from_numpy(pts_seconds[np.concatenate([index] * len(box_maps))]),
             targets=targets,
         )
@@ -474,7 +475,8 @@ class SampleMaker:
         windows, box_maps = tuple(window for window, _, _ in drawn), [box_map for _, _, box_map in drawn]
         return windows, drawn[0][1] + kept, box_maps
 
-    def _encode(self, labels: tuple[int, ...]) -> Tensor:
+    def encode(self, labels: tuple[int, ...]) -> Tensor:
+        """Labels as a sample has them."""
         if self.task == "single_label":
             # Quicker than `torch.tensor`, by a share of the decoding that can be measured.
             return torch.from_numpy(np.array(labels[0], dtype=np.int64))
@@ -618,6 +620,14 @@ class ClipDataset(Dataset[Sample]):
         except CorruptVideo as error:
             raise CorruptVideo(f"{sample_id(video)} ({path}) gives no clip: {error}") from error
 
+    def open_reader(self, index: int) -> tuple[VideoReader, NDArray[np.float64] | None]:
+        """The video of sample `index`, opened, to be closed by the caller; and None: it knows the times of its frames.
+
+        Raises:
+            CorruptVideo: it cannot be opened.
+        """
+        return self._open(self.paths[position(index, len(self))]), None
+
     def _open(self, path: str) -> VideoReader:
         if self.delivered is None:
             return open_video(path, backend=self.backend)
@@ -709,7 +719,7 @@ def _fixed_window(settings: ClipSettings, height: int, width: int) -> tuple[Wind
     return window, [BoxMap(scale_x=1, scale_y=1, left=0, top=0, width=width, height=height)]
 
 
-def _pictures(reader: VideoReader, wanted: Sequence[int]) -> Iterator[NDArray[np.uint8]]:
+def pictures(reader: VideoReader, wanted: Sequence[int]) -> Iterator[NDArray[np.uint8]]:
     """The frames (h, w, c) at these ascending indices, each to be used before the next is asked for."""
     if isinstance(reader, JpegReader | PyavReader):
         yield from reader.iterate_frames(wanted)

@@ -355,7 +355,7 @@ class Loader:
 
     def _in_threads(self, batches: Sequence[Sequence[int]], epoch: int) -> Generator[PendingBatch, None, None]:
         ready: deque[_BatchInThreads] = deque()
-        with _worker_threads(self.workers) as pool:
+        with worker_threads(self.workers) as pool:
             for indices in batches:
                 pending = _BatchInThreads(indices, self._memory, keep_faults=self.on_error == "count")
                 for place in range(len(indices)):
@@ -468,7 +468,7 @@ def _one_torch_thread() -> Iterator[None]:
 
 
 @contextmanager
-def _worker_threads(workers: int) -> Iterator[ThreadPoolExecutor]:
+def worker_threads(workers: int) -> Iterator[ThreadPoolExecutor]:
     """Threads whose torch operations use one core each; on leaving, what has not begun is dropped."""
     main_threads = torch.get_num_threads()
     started = threading.Barrier(workers + 1)

@@ -202,6 +202,20 @@ class ShardDataset(Dataset[Sample]):
         except CorruptVideo as error:
             raise CorruptVideo(f"sample {row.key} of {self.folder / row.shard} gives no clip: {error}") from error
 
+    def open_reader(self, index: int) -> tuple[VideoReader, NDArray[np.float64] | None]:
+        """The video or the frames of sample `index`, opened, to be closed by the caller; with the times of its frames
+        where the reader does not know them. Frames are read from the shard when they are asked for.
+
+        Raises:
+            CorruptVideo: it cannot be opened.
+            CorruptShard: the shard is not what its index says.
+        """
+        index = position(index, len(self))
+        if self.manifest.content == "video":
+            return self._open_video(index), None
+        reader = JpegReader(self.encoded(index), min_side=self._min_decoded_side, allocate=reused_memory)
+        return reader, self.facts(index).times(self.rows[index].num_frames)
+
     def encoded(self, index: int) -> Sequence[bytes]:
         """The JPEG frames of sample `index`, or its one video, as they are stored; read when they are asked for.
 

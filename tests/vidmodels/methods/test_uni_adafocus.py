@@ -1,4 +1,5 @@
 import json
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, get_args
@@ -6,8 +7,10 @@ from typing import Any, get_args
 import numpy as np
 import pytest
 import torch
+from PIL import ImageColor
 from torch import Tensor, nn
 
+from vidmodels.backbones import x3d
 from vidmodels.checkpoints import CheckpointError, load_into
 from vidmodels.cost import count_cost, counting_macs
 from vidmodels.data import known_classes
@@ -31,10 +34,12 @@ from vidmodels.methods.uni_adafocus.policy import (
     interpolate_actions,
     monte_carlo_logits,
 )
-from vidmodels.methods.uni_adafocus.training import param_groups, training_step
+from vidmodels.methods.uni_adafocus.show import FOCUS_SIDE, GAP, RECTANGLE, draw_looks, look_at
+from vidmodels.methods.uni_adafocus.training import loss_terms, param_groups, training_step
 from vidmodels.metrics import topk_accuracy
 from vidmodels.recipes import list_recipes, load_recipe
 from vidmodels.types import Batch, Output, Train
+from vidprep.errors import UsageError
 
 CASES = Path(__file__).parents[2] / "golden" / "uni_adafocus"
 TRAIN = Train(epochs=1, batch_size=2, lr=0.01, weight_decay=1e-3)
@@ -52,6 +57,11 @@ SMALL: dict[str, Any] = {
     "spatial_hidden_dim": 8,
     "temporal_hidden_dim": 8,
     "classifier_hidden_dim": 16,
+    "glance_size": 24,
+    "x3d_widths": (8, 16),
+    "x3d_glance_depths": (2, 1),
+    "x3d_focus_depths": (1, 2),
+    "x3d_head_dim": 16,
     "dropout": 0.0,
     "head_dropout": 0.0,
     "num_samples": 4,
@@ -151,7 +161,7 @@ def test_a_draw_of_zero_beside_a_weight_of_zero_chooses_a_frame() -> None:
 
 def test_equal_logits_survive_every_removal() -> None:
     weights = torch.rand(2, 9).softmax(1)
-    removed = draw_removed_frames(weights, num_samples=5)
+    removed = draw_removed_frames(weights, num_removals=3, num_samples=5)
     assert [tuple(frames.shape) for frames in removed] == [(2, 5, 1), (2, 5, 2)]
     assert all(len(set(row.tolist())) == len(row) for row in removed[1].flatten(0, 1))
     logits = torch.randn(2, 1, 3)
@@ -161,7 +171,7 @@ def test_equal_logits_survive_every_removal() -> None:
 # ---- networks ----
 
 
-@pytest.mark.parametrize("variant", ["pooling", "tsm"])
+@pytest.mark.parametrize("variant", ["pooling", "tsm", "x3d"])
 def test_evaluation_does_not_draw_and_does_not_mix_videos(variant: str) -> None:
     model = small(variant=variant).eval()
     frames = clips(model, 3)
@@ -211,6 +221,9 @@ def test_clips_of_another_length_are_refused() -> None:
         ({"dropout": 1.0}, r"dropout lies in \[0, 1\)"),
         ({"focus_depths": (1,)}, "one number a stage"),
         ({"num_samples": 0}, "must be at least 1"),
+        ({"glance_size": 0}, "must be at least 1"),
+        ({"variant": "x3d", "glance_size": 20}, "glance_size and patch_size must be multiples of .* stride 8, got 20"),
+        ({"x3d_focus_depths": (1, 1, 1)}, "x3d_widths, x3d_glance_depths and x3d_focus_depths need one number a stage"),
     ],
 )
 def test_settings_that_do_not_go_together_are_refused(settings: dict[str, Any], sentence: str) -> None:
@@ -218,10 +231,37 @@ def test_settings_that_do_not_go_together_are_refused(settings: dict[str, Any], 
         UniAdaFocusConfig(**{**SMALL, **settings})
 
 
+def test_x3d_glances_at_resized_frames_and_its_rectangles_have_rounded_points() -> None:
+    config = UniAdaFocusConfig(variant="x3d", num_candidates=96, num_glance=16, num_focus=32)
+    assert (config.num_frames, config.map_size, config.num_removals) == (112, 5, 5)
+    assert config.geometry.points(config.map_size) == 3
+    model = small(variant="x3d").eval()
+    seen: list[tuple[int, ...]] = []
+    model.glance.register_forward_pre_hook(lambda _module, inputs: seen.append(tuple(inputs[0].shape)))
+    with torch.no_grad():
+        output: Output = model(clips(model))
+    assert seen == [(12, 3, 24, 24)]
+    assert output.aux["glance_actions"].shape == (2, 1, 4)
+
+
+def test_x3d_predicts_with_heads_of_the_whole_clip_that_train_the_networks() -> None:
+    model = small(variant="x3d").train()
+    assert isinstance(model, UniAdaFocusTsm)
+    output: Output = model(clips(model))
+    torch.autograd.backward(output.logits.sum())
+    assert model.glance.get_submodule("conv5").weight.grad is not None
+    assert model.focus.get_submodule("backbone.conv5").weight.grad is not None
+    features = torch.randn(2, 6, model.glance.out_channels)
+    final, average = model.glance_heads(features)
+    torch.testing.assert_close(final, model.glance_heads.final(features.mean(1)))
+    torch.testing.assert_close(average, model.glance_heads.average(features))
+    assert average.shape == (2, 6, 3)
+
+
 # ---- training ----
 
 
-@pytest.mark.parametrize("variant", ["pooling", "tsm"])
+@pytest.mark.parametrize("variant", ["pooling", "tsm", "x3d"])
 def test_every_parameter_gets_a_gradient_and_is_in_one_group(variant: str) -> None:
     model = small(variant=variant).train()
     terms = training_step(model, batch(model), 0.0)
@@ -229,6 +269,17 @@ def test_every_parameter_gets_a_gradient_and_is_in_one_group(variant: str) -> No
     assert [name for name, parameter in model.named_parameters() if parameter.grad is None] == []
     grouped = [id(parameter) for group in param_groups(model, TRAIN) for parameter in group["params"]]
     assert sorted(grouped) == sorted(id(parameter) for parameter in model.parameters())
+
+
+def test_a_weight_that_underflows_leaves_the_divergence_a_number() -> None:
+    model = pooling().train()
+    output: Output = model(clips(model))
+    sharp = torch.tensor([[0.0, 200.0, 0.0, 0.0, 0.0, 0.0]]).softmax(1).expand(2, -1)
+    assert sharp[0, 0] == 0
+    terms = loss_terms(
+        model.config, Output(logits=output.logits, aux={**output.aux, "weights": sharp}), torch.zeros(2).long()
+    )
+    assert float(terms["kl_loss"]) == pytest.approx(math.log(model.config.num_focus))
 
 
 def test_modules_learn_at_their_published_rates() -> None:
@@ -265,7 +316,7 @@ def test_batch_norms_that_run_twice_count_twice() -> None:
     assert counts["glance.features.0.1.num_batches_tracked"] == 1
 
 
-@pytest.mark.parametrize("variant", ["pooling", "tsm"])
+@pytest.mark.parametrize("variant", ["pooling", "tsm", "x3d"])
 def test_a_few_steps_lower_the_loss(variant: str) -> None:
     model = small(variant=variant, classifier_lr_scale=1.0).train()
     data, optimizer = batch(model, 3), torch.optim.SGD(param_groups(model, TRAIN), lr=TRAIN.lr, momentum=0.9)
@@ -279,7 +330,7 @@ def test_a_few_steps_lower_the_loss(variant: str) -> None:
     assert losses[-1] < losses[0]
 
 
-@pytest.mark.parametrize("variant", ["pooling", "tsm"])
+@pytest.mark.parametrize("variant", ["pooling", "tsm", "x3d"])
 def test_mixed_precision_is_that_of_the_networks_alone(variant: str) -> None:
     model = small(variant=variant).train()
     seen: dict[str, torch.dtype] = {}
@@ -287,7 +338,9 @@ def test_mixed_precision_is_that_of_the_networks_alone(variant: str) -> None:
         model.get_submodule(name).register_forward_hook(
             lambda _module, _inputs, output, name=name: seen.update({name: output.dtype})
         )
-    model.glance.features[0].register_forward_hook(lambda _module, _inputs, output: seen.update(glance=output.dtype))
+    model.glance.register_forward_hook(lambda _module, _inputs, output: seen.update(glance=output.dtype))
+    heads = model.classifier if isinstance(model, UniAdaFocus) else model.glance_heads.average
+    heads.register_forward_hook(lambda _module, _inputs, output: seen.update(heads=output.dtype))
     with torch.autocast("cpu", dtype=torch.bfloat16):
         terms = training_step(model, batch(model), 0.0)
     assert terms["loss"].dtype == torch.float32
@@ -296,6 +349,7 @@ def test_mixed_precision_is_that_of_the_networks_alone(variant: str) -> None:
         "glance": torch.bfloat16,
         "spatial_policy": torch.float32,
         "temporal_policy": torch.float32,
+        "heads": torch.bfloat16 if variant == "tsm" else torch.float32,
     }
 
 
@@ -330,6 +384,34 @@ def test_published_checkpoints_fit_with_and_without_prefix(case: str, settings: 
         convert(state | {"extra": torch.empty(1)})
 
 
+def test_x3d_checkpoints_of_others_are_refused_with_the_reason() -> None:
+    with pytest.raises(CheckpointError, match=r"the names in the published one are not known here.*kinetics400"):
+        convert({"module.global_CNN.s2.pathway0_res0.branch2.a.weight": torch.empty(1)})
+
+
+def test_x3d_starts_from_kinetics_and_the_others_from_imagenet(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    with pytest.raises(UsageError, match="there are no ImageNet weights of X3D"):
+        small(variant="x3d").load_imagenet()
+    tsm, model = small(variant="tsm"), small(variant="x3d")
+    assert isinstance(tsm, UniAdaFocusTsm)
+    assert isinstance(model, UniAdaFocusTsm)
+    with pytest.raises(UsageError, match="only variant 'x3d' has Kinetics-400 weights"):
+        tsm.load_kinetics400()
+    loaded: list[tuple[nn.Module, int, str]] = []
+
+    def load(backbone: nn.Module, heads: list[nn.Module], *, size: str, path: Path | None) -> list[str]:
+        loaded.append((backbone, len(heads), size))
+        return ["projection.weight"]
+
+    monkeypatch.setattr(x3d, "load_kinetics400", load)
+    with caplog.at_level("INFO"):
+        model.load_kinetics400()
+    assert loaded == [(model.glance, 2, "s"), (model.focus.get_submodule("backbone"), 2, "l")]
+    assert "there are 3 classes, not 400" in caplog.text
+
+
 def load_into_meta(model: nn.Module, state: dict[str, Tensor]) -> None:
     own = {name: tuple(value.shape) for name, value in model.state_dict().items()}
     assert {name: tuple(value.shape) for name, value in state.items()} == own
@@ -354,6 +436,14 @@ def test_the_published_cost_of_tsm(patch_size: int, num_focus: int, gmacs: float
         variant="tsm", num_glance=8, num_focus=num_focus, num_candidates=3 * num_focus, patch_size=patch_size
     )
     assert exit_macs(config, 174) == [2_399_654_144, round(gmacs * 1e9)]
+
+
+def test_the_published_cost_of_x3d() -> None:
+    config = UniAdaFocusConfig(variant="x3d", num_candidates=96, num_glance=16, num_focus=32)
+    parts = part_macs(config, 400)
+    assert (parts.glance, parts.focus) == (2_415_453_044, 5_984_521_316)
+    assert (parts.spatial_policy, parts.temporal_policy) == (376_217_984, 1_524_864)
+    assert exit_macs(config, 400) == [2_415_453_044, 8_777_717_208]
 
 
 def test_what_runs_is_the_published_cost_without_the_norms() -> None:
@@ -424,7 +514,7 @@ def test_entropy_of_a_certain_answer_is_zero_and_not_nan() -> None:
     assert exit_values(torch.tensor([[2.0, -5.0]]), "confidence").tolist() == [2.0]
 
 
-@pytest.mark.parametrize("variant", ["pooling", "tsm"])
+@pytest.mark.parametrize("variant", ["pooling", "tsm", "x3d"])
 def test_without_thresholds_dynamic_equals_trainable(variant: str) -> None:
     model = small(variant=variant).eval()
     frames = clips(model, 3)
@@ -442,13 +532,12 @@ def exits_of(model: UniAdaFocus | UniAdaFocusTsm, output: Output) -> Tensor:
 
 
 @pytest.mark.parametrize("criterion", ["confidence", "entropy"])
-@pytest.mark.parametrize("variant", ["pooling", "tsm"])
+@pytest.mark.parametrize("variant", ["pooling", "tsm", "x3d"])
 def test_every_video_leaves_where_its_threshold_says_with_that_exits_answer(variant: str, criterion: Any) -> None:
     model = small(variant=variant).eval()
     if isinstance(model, UniAdaFocusTsm):  # its heads start near 0, where all answers are alike
-        for head in (model.glance_heads, model.focus_heads):
-            for parameter in head.parameters():
-                parameter.data.mul_(1000)
+        for name, parameter in [*model.glance_heads.named_parameters(), *model.focus_heads.named_parameters()]:
+            parameter.data.mul_(1 if "lin5" in name else 1000)
     frames = clips(model, 12)
     with torch.no_grad():
         logits = exits_of(model, model(frames))
@@ -512,6 +601,44 @@ def test_it_is_registered() -> None:
     assert METHODS["uni_adafocus"].Config is UniAdaFocusConfig
 
 
+# ---- pictures ----
+
+
+@pytest.mark.parametrize("variant", ["pooling", "tsm", "x3d"])
+def test_a_picture_shows_the_rectangles_where_they_are(variant: str) -> None:
+    model = small(variant=variant, num_focus=3).eval()
+    # y at its largest, x at its smallest; the smallest height, the largest width.
+    steep = torch.tensor([30.0, -30.0, -30.0, 30.0])
+    model.spatial_policy.forward = lambda maps: (  # type: ignore[method-assign]
+        steep.sigmoid().expand(len(maps), 6 if variant == "pooling" else 1, 4)
+    )
+    clip = clips(model, 1)[0]
+    looked = look_at(model, clip)
+    with torch.no_grad():
+        aux = model(clip[None]).aux
+    start = 0 if variant == "pooling" else 6
+    assert looked.focus == tuple(int(place) + start for place in aux["focus_indices"][0])
+    assert len(looked.boxes) == 3
+    assert looked.glance == ((1, 3, 5, 7, 9, 11) if variant == "pooling" else tuple(range(6)))
+    assert sum(looked.weights) == pytest.approx(1)
+    for box in looked.boxes:
+        assert box == pytest.approx((16, 0, 32, 32), abs=1e-3)
+    picture = draw_looks(model, clip, torch.ones_like(clip))
+    # The lower half of a frame of the last row is as it is, the upper half is dark.
+    left, bottom = GAP, picture.height - GAP
+    middle = left + FOCUS_SIDE // 2
+    assert picture.getpixel((middle, bottom - FOCUS_SIDE // 4)) == (255, 255, 255)
+    assert max(picture.getpixel((middle, bottom - 3 * FOCUS_SIDE // 4))) < 128  # type: ignore[arg-type]
+    edge = bottom - FOCUS_SIDE // 2
+    assert picture.getpixel((middle, edge)) == ImageColor.getrgb(RECTANGLE)
+    assert picture.getpixel((middle, edge - 1)) != ImageColor.getrgb(RECTANGLE)
+
+
+def test_pictures_are_of_uni_adafocus() -> None:
+    with pytest.raises(TypeError, match="expected a Uni-AdaFocus model, got Linear"):
+        draw_looks(nn.Linear(1, 1), torch.empty(0), torch.empty(0))
+
+
 # ---- recipes ----
 
 
@@ -523,9 +650,10 @@ def test_a_recipe_has_the_published_size_and_cost(name: str) -> None:
     assert num_classes is not None
     with torch.device("meta"):
         model = build(recipe.model, num_classes)
-    assert sum(parameter.numel() for parameter in model.parameters()) == published.num_params
-    table_classes = 174 if recipe.model.variant == "tsm" else 200
+    if recipe.model.variant != "x3d":  # nobody says how many it has
+        assert sum(parameter.numel() for parameter in model.parameters()) == published.num_params
+    table_classes = {"pooling": 200, "tsm": 174, "x3d": 400}[recipe.model.variant]
     assert round(exit_macs(recipe.model, table_classes)[-1] / 1e9, 1) == published.gmacs
-    leading = recipe.model.num_glance if recipe.model.variant == "tsm" else 0
+    leading = 0 if recipe.model.variant == "pooling" else recipe.model.num_glance
     assert recipe.data.leading_frames == leading
     assert recipe.data.train_sampler == "jittered"

@@ -4,28 +4,20 @@ The same parameters under the same names as the trainable form, for evaluation. 
 convolutions and activations lie channels-last: that changes the rounding, not the arithmetic.
 """
 
-from typing import Literal, NamedTuple, Self, cast
+from typing import Literal, Self, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import conv2d, max_pool2d
 
 from vidmodels.backbones.resnet import ResidualBlock, size_after
+from vidmodels.layers.folded import FoldedNorms
 from vidmodels.methods.taps.model import Gates, Gating, Taps, decide, make_gates
 from vidmodels.types import Output
 
 __all__ = ["DynamicTaps", "Granularity", "make_dynamic"]
 
 Granularity = Literal["frame", "clip"]
-
-
-class FoldedConv(NamedTuple):
-    """A convolution with the batch norm after it folded in, and what it was folded from."""
-
-    weight: Tensor
-    bias: Tensor
-    made_from: tuple[tuple[int, int], ...]
-    """(address, version) of each source tensor; a changed one shows here."""
 
 
 class DynamicTaps(Taps):
@@ -49,7 +41,7 @@ class DynamicTaps(Taps):
         self.load_state_dict(model.state_dict(keep_vars=True), assign=True)
         self.granularity = granularity
         self.channel_multiple = channel_multiple
-        self._folded: dict[nn.Module, FoldedConv] = {}
+        self._norms = FoldedNorms()
         self.eval()
 
     def train(self, mode: bool = True) -> Self:
@@ -69,7 +61,7 @@ class DynamicTaps(Taps):
         gating = Gating(soft=config.soft_gates, attention=config.eval_attention or config.attention)
         num_frames = frames.shape[1]
         x = frames.flatten(0, 1).contiguous(memory_format=torch.channels_last)
-        x = self._conv(self.backbone.conv1, self.backbone.bn1, x).relu_()
+        x = self._norms.conv(self.backbone.conv1, self.backbone.bn1, x).relu_()
         if config.stem == "conv7_pool":
             x = max_pool2d(x, 3, stride=2, padding=1)
         gates: list[Gates] = []
@@ -78,20 +70,22 @@ class DynamicTaps(Taps):
                 shifted = self.shift(x, num_frames)
                 policy = self.policy_of(stage, index)
                 if policy is None:
-                    out = self._conv(block.conv2, block.bn2, self._conv(block.conv1, block.bn1, shifted).relu_())
+                    out = self._norms.conv(
+                        block.conv2, block.bn2, self._norms.conv(block.conv1, block.bn1, shifted).relu_()
+                    )
                 else:
                     decided = decide(policy, shifted, num_frames=num_frames, attention=gating.attention)
                     gates.append(make_gates(decided.logits, gating))
                     out = self._kept_channels(block, shifted, gates[-1], soft=gating.soft)
                 if block.shape.layout == "bottleneck":
-                    out = self._conv(block.conv3, block.bn3, out.relu_())
+                    out = self._norms.conv(block.conv3, block.bn3, out.relu_())
                 x = out.add_(self._shortcut(block, x)).relu_()
         features = x.mean((-2, -1)).view(-1, num_frames, x.shape[1])
         return self.classify(features, gates, input_size=(frames.shape[-2], frames.shape[-1]))
 
     def _kept_channels(self, block: ResidualBlock, x: Tensor, gates: Gates, *, soft: bool) -> Tensor:
         """conv1, gates and conv2 of (n*t, c, h, w), with the kept channels only; what leaves bn2."""
-        first, second = self._fold(block.conv1, block.bn1), self._fold(block.conv2, block.bn2)
+        first, second = self._norms.fold(block.conv1, block.bn1), self._norms.fold(block.conv2, block.bn2)
         factors = (gates.mask * gates.soft if soft else gates.mask).flatten(0, 1)
         masks = gates.mask > 0
         if self.granularity == "clip":
@@ -134,27 +128,7 @@ class DynamicTaps(Taps):
         if block.downsample is None:
             return x
         conv, norm = block.downsample
-        return self._conv(cast(nn.Conv2d, conv), cast(nn.BatchNorm2d, norm), x)
-
-    def _conv(self, conv: nn.Conv2d, norm: nn.BatchNorm2d, x: Tensor) -> Tensor:
-        folded = self._fold(conv, norm)
-        return conv2d(x, folded.weight, folded.bias, stride=conv.stride, padding=conv.padding)
-
-    def _fold(self, conv: nn.Conv2d, norm: nn.BatchNorm2d) -> FoldedConv:
-        """The folded weights, made at first use and again whenever one of their sources has changed."""
-        mean, variance, num_batches = norm.running_mean, norm.running_var, norm.num_batches_tracked
-        # All norms here track statistics.
-        assert mean is not None and variance is not None and num_batches is not None  # noqa: S101, PT018
-        # A training pass updates the statistics without raising their versions; that of the batch counter rises.
-        sources = (conv.weight, norm.weight, norm.bias, mean, variance, num_batches)
-        made_from = tuple((source.data_ptr(), source._version) for source in sources)
-        known = self._folded.get(conv)
-        if known is not None and known.made_from == made_from:
-            return known
-        scale = norm.weight * torch.rsqrt(variance + norm.eps)
-        weight = (conv.weight * scale[:, None, None, None]).contiguous(memory_format=torch.channels_last)
-        self._folded[conv] = FoldedConv(weight, norm.bias - mean * scale, made_from)
-        return self._folded[conv]
+        return self._norms.conv(cast(nn.Conv2d, conv), cast(nn.BatchNorm2d, norm), x)
 
 
 def make_dynamic(model: nn.Module, *, granularity: Granularity = "frame", channel_multiple: int = 1) -> DynamicTaps:

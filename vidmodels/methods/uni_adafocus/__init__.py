@@ -1,11 +1,18 @@
 """Uni-AdaFocus: glance at whole frames, focus on rectangles of a few, leave when sure (Wang et al., TPAMI 2024)."""
 
 from vidmodels.methods.uni_adafocus.convert import convert
-from vidmodels.methods.uni_adafocus.cost import summarise
-from vidmodels.methods.uni_adafocus.dynamic import DynamicUniAdaFocus, DynamicUniAdaFocusTsm, make_dynamic
+from vidmodels.methods.uni_adafocus.cost import exit_macs, summarise
+from vidmodels.methods.uni_adafocus.dynamic import (
+    DynamicUniAdaFocus,
+    DynamicUniAdaFocusTsm,
+    exit_logits,
+    make_dynamic,
+    published_budgets,
+)
 from vidmodels.methods.uni_adafocus.model import UniAdaFocus, UniAdaFocusConfig, UniAdaFocusTsm, build
+from vidmodels.methods.uni_adafocus.show import draw_looks
 from vidmodels.methods.uni_adafocus.training import param_groups, training_step
-from vidmodels.types import Method
+from vidmodels.types import EarlyExit, Method
 
 __all__ = [
     "METHOD",
@@ -29,5 +36,8 @@ METHOD = Method(
     make_dynamic=make_dynamic,
     convert=convert,
     summarise=summarise,
+    draw=draw_looks,
+    drawn_recipe="uni_adafocus/activitynet_p128",
+    early_exit=EarlyExit(logits=exit_logits, macs=exit_macs, budgets=published_budgets, make=make_dynamic),
 )
-"""One entry for both variants; `model.variant` says which."""
+"""One entry for all variants; `model.variant` says which."""

@@ -1,10 +1,13 @@
-"""Published Uni-AdaFocus checkpoints -> our names, by tables; no tensor changes."""
+"""Published Uni-AdaFocus checkpoints -> our names, by tables; no tensor changes.
+
+The names in the checkpoint of the X3D variant are not known here, so that one cannot be converted.
+"""
 
 from collections.abc import Iterable, Mapping
 
 from torch import Tensor
 
-from vidmodels.checkpoints import check_blocks, present_lines, rename, without_wrapper
+from vidmodels.checkpoints import CheckpointError, check_blocks, present_lines, rename, without_wrapper
 
 __all__ = ["convert"]
 
@@ -96,18 +99,24 @@ TSM: dict[str, str | None] = {
 
 
 def convert(state: Mapping[str, Tensor], *, partial: bool = False) -> dict[str, Tensor]:
-    """Rename the entries of a published checkpoint of either variant, with or without the `module.` prefix.
+    """Rename the entries of a published checkpoint, "pooling" or "tsm", with or without the `module.` prefix.
 
     Args:
         state: published name -> tensor.
         partial: the entries of some modules only, not a whole network.
 
     Raises:
-        CheckpointError: an entry that is not known, or (unless `partial`) one that every checkpoint has is missing.
+        CheckpointError: an entry that is not known, or (unless `partial`) one that every checkpoint has is missing; or
+            a checkpoint of X3D networks.
 
     Source: specification section 5.
     """
     state = without_wrapper(state)
+    if any(".branch2." in key for key in state):
+        raise CheckpointError(
+            "a checkpoint of X3D networks: the names in the published one are not known here, so it cannot be "
+            'converted; train.init = "kinetics400" starts from X3D\'s own weights.'
+        )
     is_tsm = any(".base_model." in key for key in state)
     required, optional = (TSM, {}) if is_tsm else (POOLING, LEFTOVERS)
     if partial:

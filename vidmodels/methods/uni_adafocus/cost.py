@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from vidmodels.cost import count_cost
+from vidmodels.cost import counting_macs
 from vidmodels.methods.uni_adafocus.model import UniAdaFocus, UniAdaFocusConfig, UniAdaFocusTsm, build
 from vidmodels.types import Output
 
@@ -22,7 +22,10 @@ __all__ = ["PartMacs", "exit_macs", "part_macs", "summarise"]
 
 @dataclass(frozen=True, kw_only=True)
 class PartMacs:
-    """Multiply-adds of the parts, each for one frame but the policies, which are for all glance frames."""
+    """Multiply-adds of the parts, each for one frame but the policies, which are for all glance frames.
+
+    The networks of "x3d" cannot be counted frame by frame: theirs are for all of a clip, with the head that predicts.
+    """
 
     glance: int
     """The glance network on a frame; "tsm": with both heads."""
@@ -40,15 +43,21 @@ def part_macs(config: UniAdaFocusConfig, num_classes: int) -> PartMacs:
     """Counted from the operators that run on each part. Source of the convention: specification section 4."""
     with torch.device("meta"):
         model = build(config, num_classes).eval()
-        side, cells = config.image_size, config.image_size // config.map_stride
+        side, cells = config.glance_side, config.map_size
         frame, patch = torch.empty(1, 3, side, side), torch.empty(1, 3, config.patch_size, config.patch_size)
         maps = torch.empty(1, config.num_glance, model.glance.out_channels, cells, cells)
         features = torch.empty(1, model.glance.out_channels)
         clip_features = torch.empty(1, config.num_glance, model.glance.out_channels)
         patch_features = torch.empty(1, model.focus.out_channels)
-        glance, focus = _macs(model.glance, frame), _macs(model.focus, patch)
+        if config.variant == "x3d":
+            frame, patch = frame.repeat(config.num_glance, 1, 1, 1), patch.repeat(config.num_focus, 1, 1, 1)
+        glance = _macs(model.glance, frame, num_frames=len(frame))
+        focus = _macs(model.focus, patch, num_frames=len(patch))
         steps = (0, 0)
-        if isinstance(model, UniAdaFocusTsm):
+        if isinstance(model, UniAdaFocusTsm) and config.variant == "x3d":
+            glance += _macs(model.glance_heads.final, features)
+            focus += _macs(model.focus_heads.final, patch_features)
+        elif isinstance(model, UniAdaFocusTsm):
             glance += _macs(model.glance_heads, features)
             focus += _macs(model.focus_heads, patch_features)
         else:
@@ -70,10 +79,12 @@ def part_macs(config: UniAdaFocusConfig, num_classes: int) -> PartMacs:
 
 
 def exit_macs(config: UniAdaFocusConfig, num_classes: int) -> list[int]:
-    """Multiply-adds of a video that leaves at each exit: f + 1 of them, or 2 with "tsm"."""
+    """Multiply-adds of a video that leaves at each exit: f + 1 of them, or 2 with "tsm" and "x3d"."""
     parts = part_macs(config, num_classes)
-    macs = [config.num_glance * (parts.glance + parts.glance_step)]
     policies = parts.spatial_policy + parts.temporal_policy
+    if config.variant == "x3d":
+        return [parts.glance, parts.glance + policies + parts.focus]
+    macs = [config.num_glance * (parts.glance + parts.glance_step)]
     focused = [config.num_focus] if config.variant == "tsm" else range(1, config.num_focus + 1)
     return macs + [macs[0] + policies + num_frames * (parts.focus + parts.focus_step) for num_frames in focused]
 
@@ -87,7 +98,9 @@ def summarise(model: nn.Module, output: Output) -> dict[str, float]:
     return {"gmacs_published": float(macs[-1] if steps is None else macs[steps.cpu()].mean())}
 
 
-def _macs(module: nn.Module, x: torch.Tensor) -> int:
-    """Convolutions and linear layers, and a batch norm's channels."""
+def _macs(module: nn.Module, x: torch.Tensor, **settings: int) -> int:
+    """Convolutions and linear layers, and a batch norm's channels; the module is in evaluation mode."""
     norms = sum(norm.num_features for norm in module.modules() if isinstance(norm, _BatchNorm))
-    return count_cost(module, x).macs + norms
+    with torch.no_grad(), counting_macs() as counter:
+        module(x, **settings)
+    return counter.macs + norms

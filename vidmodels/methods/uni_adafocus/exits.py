@@ -5,6 +5,8 @@ Exit 0 answers after the glance, exit i after i focus frames ("tsm": exit 1 afte
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from math import sqrt
+from operator import mul
 from typing import Literal
 
 import torch
@@ -13,6 +15,7 @@ from torch import Tensor
 __all__ = [
     "NEVER",
     "PUBLISHED_Q",
+    "PUBLISHED_Q_OF_TWO",
     "Criterion",
     "CurvePoint",
     "budget_curve",
@@ -20,6 +23,8 @@ __all__ = [
     "exit_shares",
     "exit_steps",
     "exit_values",
+    "expected_macs",
+    "q_of_budget",
     "solve_thresholds",
 ]
 
@@ -30,6 +35,9 @@ NEVER = 1e8
 
 PUBLISHED_Q = tuple(step / 20 for step in range(1, 20))
 """The points of the published curves of "pooling": 0.05, 0.10, ..., 0.95."""
+
+PUBLISHED_Q_OF_TWO = (*(step / 100 for step in range(1, 400)), 40.0, 400.0, 4000.0, 40000.0)
+"""Of networks with two exits: 0.01, 0.02, ..., 3.99, and four that let hardly anybody out early."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,6 +124,27 @@ def exit_shares(q: float, num_exits: int) -> Tensor:
 def exit_counts(shares: Tensor, num_videos: int) -> list[int]:
     """Videos of a set that each exit but the last gets: floor(n * share), the product in float32 as published."""
     return [int(count) for count in (num_videos * shares.float()).floor()[:-1]]
+
+
+def expected_macs(q: float, macs: Sequence[int], num_videos: int) -> float:
+    """Mean multiply-adds of a set of so many videos when the budget of `q` is spent on it."""
+    counts = exit_counts(exit_shares(q, len(macs)), num_videos)
+    return float(sum(map(mul, [*counts, num_videos - sum(counts)], macs)) / num_videos)
+
+
+def q_of_budget(budget_macs: float, macs: Sequence[int], num_videos: int) -> float:
+    """The largest q whose budget costs at most so many multiply-adds a video, to six digits.
+
+    Raises:
+        ValueError: even leaving at the first exit costs more.
+    """
+    low, high = 1e-9, 1e9
+    if expected_macs(low, macs, num_videos) > budget_macs:
+        raise ValueError(f"the first exit costs {macs[0] / 1e9:.4f} GMACs, more than {budget_macs / 1e9:.4f}")
+    while high / low > 1 + 1e-6:  # the cost rises with q
+        middle = sqrt(low * high)
+        low, high = (low, middle) if expected_macs(middle, macs, num_videos) > budget_macs else (middle, high)
+    return low
 
 
 def solve_thresholds(values: Tensor, counts: Sequence[int]) -> Tensor:

@@ -172,7 +172,7 @@ def _spatial_policy(
     _load_part(head, state, "spatial_head.")
     maps = torch.from_numpy(inputs["glance_map"])
     maps = maps.view(-1, settings.num_glance, *maps.shape[1:])
-    geometry, points = settings.geometry, settings.geometry.points(settings.map_stride)
+    geometry, points = settings.geometry, settings.geometry.points(settings.map_size)
     arrays: Arrays = {}
     with torch.no_grad():
         x = maps.transpose(1, 2)
@@ -358,7 +358,11 @@ def _tsm_network(
     config: Config, inputs: Mapping[str, Any], state: dict[str, Tensor], wanted: Collection[str]
 ) -> dict[str, Array]:
     model = _build(config, state, variant="tsm")
-    if not isinstance(model, UniAdaFocusTsm):
+    if (
+        not isinstance(model, UniAdaFocusTsm)
+        or not isinstance(model.glance, MobileNetV2)
+        or not isinstance(model.focus, FocusNetwork)
+    ):
         raise UnsupportedCase("expected the TSM variant.")
     settings = model.config
     clip, candidates = torch.from_numpy(inputs["glance_clip"]), torch.from_numpy(inputs["candidate_frames"])
@@ -374,6 +378,7 @@ def _tsm_network(
         for name, x in model.focus.maps(patches, num_frames=settings.num_focus):
             arrays |= _named({f"focus_{name}": x}, wanted)
         boxes = settings.geometry.boxes(aux["glance_actions"], side=settings.image_size, points=settings.patch_size)
+        feature = model.focus_features(patches)
         arrays |= {
             "policy_logits": aux["policy_logits"],
             "weights": aux["weights"],
@@ -387,8 +392,8 @@ def _tsm_network(
             "glance_avg_logits": aux["glance_average"],
             "glance_final_logits": aux["glance_final"],
             "patches": patches,
-            "focus_feature": model.focus_features(patches).flatten(0, 1),
-            "focus_avg_logits": aux["focus_average"],
+            "focus_feature": feature.flatten(0, 1),
+            "focus_avg_logits": model.focus_heads.average(feature).mean(1),
             "focus_final_logits": aux["focus_final"],
             "logits": output.logits,
         }

@@ -1,13 +1,15 @@
-"""Uni-AdaFocus, the trainable form, and its TSM variant: everything is computed, every exit answers.
+"""Uni-AdaFocus, the trainable form, and its TSM and X3D variants: everything is computed, every exit answers.
 
     frames --+-- glance frames -- MobileNetV2 --+-- policies -- which frames, which rectangle of each
-             |                                  |                    |
+             |                    (X3D-S)       |                    |
              +-- candidates --------------------|-- patches ---------+-- ResNet --+
+                                                |                      (X3D-L)    |
                                                 +---------------------------------+-- classifier
 
 Nothing is skipped for a video that would leave early; `dynamic.py` does that.
 """
 
+import logging
 from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -17,11 +19,12 @@ from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import dropout
+from torch.nn.functional import dropout, interpolate
 
-from vidmodels.backbones import mobilenet_v2, resnet
+from vidmodels.backbones import mobilenet_v2, resnet, x3d
 from vidmodels.backbones.mobilenet_v2 import PUBLISHED_STAGES, MobileNetV2
 from vidmodels.backbones.resnet import DEPTHS, ResNet, Stem
+from vidmodels.backbones.x3d import X3d, X3dHead
 from vidmodels.layers.temporal_shift import temporal_shift
 from vidmodels.methods.uni_adafocus.policy import (
     PatchGeometry,
@@ -33,6 +36,7 @@ from vidmodels.methods.uni_adafocus.policy import (
     monte_carlo_logits,
 )
 from vidmodels.types import Output
+from vidprep.errors import UsageError
 
 __all__ = [
     "Draws",
@@ -43,8 +47,11 @@ __all__ = [
     "UniAdaFocus",
     "UniAdaFocusConfig",
     "UniAdaFocusTsm",
+    "X3dHeads",
     "build",
 ]
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,11 +61,12 @@ class UniAdaFocusConfig:
     Numbers in brackets point to the traps in this folder's README.
     """
 
-    variant: Literal["pooling", "tsm"] = "pooling"
+    variant: Literal["pooling", "tsm", "x3d"] = "pooling"
     """"pooling": features are max-pooled over time and classified after every frame, one rectangle a frame.
-    "tsm": both networks shift channels along time, one rectangle a clip, two exits."""
+    "tsm": both networks shift channels along time, one rectangle a clip, two exits.
+    "x3d": both networks convolve over time; the rest as "tsm"."""
     num_candidates: int = 48
-    """s, frames to choose from. "tsm" gets them behind its glance frames, sampled on their own."""
+    """s, frames to choose from. "tsm" and "x3d" get them behind their glance frames, sampled on their own."""
     num_glance: int = 16
     """g; "pooling" takes them out of the candidates."""
     num_focus: int = 16
@@ -86,9 +94,18 @@ class UniAdaFocusConfig:
     """Of "pooling": width of the features that are max-pooled."""
     shift_div: int = 8
     """Of "tsm"."""
+    glance_size: int = 160
+    """Of "x3d": side in pixels that glance frames are resized to. The other variants glance at whole frames."""
+    x3d_widths: tuple[int, ...] = x3d.WIDTHS
+    """Of "x3d": channels of the stages of both networks."""
+    x3d_glance_depths: tuple[int, ...] = x3d.DEPTHS["s"]
+    """Of "x3d": blocks of each stage, X3D-S's."""
+    x3d_focus_depths: tuple[int, ...] = x3d.DEPTHS["l"]
+    x3d_head_dim: int = 2048
+    """Of "x3d": width inside each classifier."""
 
     dropout: float = 0.2
-    """Before every step's classifier; "tsm": behind both networks."""
+    """Before every step's classifier; "tsm": behind both networks; "x3d": inside its classifiers."""
     head_dropout: float = 0.2
     """Of "pooling": before the heads that classify single frames, in training."""
     glance_lr_scale: float = 0.5
@@ -106,13 +123,31 @@ class UniAdaFocusConfig:
 
     def __post_init__(self) -> None:
         sizes = (self.num_candidates, self.num_glance, self.num_focus, self.patch_size, self.min_extent)
-        widths = (self.spatial_hidden_dim, self.temporal_hidden_dim, self.classifier_hidden_dim, self.shift_div)
-        if min(*sizes, *widths, *self.focus_widths, *self.block_depths, self.num_samples) < 1:
+        widths = (self.spatial_hidden_dim, self.temporal_hidden_dim, self.classifier_hidden_dim, self.x3d_head_dim)
+        depths = (*self.block_depths, *self.x3d_glance_depths, *self.x3d_focus_depths)
+        if (
+            min(
+                *sizes,
+                self.shift_div,
+                self.glance_size,
+                *widths,
+                *self.focus_widths,
+                *self.x3d_widths,
+                *depths,
+                self.num_samples,
+            )
+            < 1
+        ):
             raise ValueError("all counts, sizes, widths and depths must be at least 1")
         if len(self.focus_widths) != len(self.block_depths):
             raise ValueError(
                 f"focus_widths and focus_depths need one number a stage, got {self.focus_widths} and "
                 f"{self.block_depths}"
+            )
+        if not len(self.x3d_widths) == len(self.x3d_glance_depths) == len(self.x3d_focus_depths):
+            raise ValueError(
+                f"x3d_widths, x3d_glance_depths and x3d_focus_depths need one number a stage, got {self.x3d_widths}, "
+                f"{self.x3d_glance_depths} and {self.x3d_focus_depths}"
             )
         if self.num_focus > self.num_candidates:
             raise ValueError(f"num_focus = {self.num_focus} frames cannot be chosen from {self.num_candidates}")
@@ -129,10 +164,11 @@ class UniAdaFocusConfig:
             )
         if self.min_extent == self.image_size:
             raise ValueError(f"min_extent must be less than image_size = {self.image_size}")
-        if self.image_size % self.map_stride or self.patch_size % self.map_stride:
+        side_name = "glance_size" if self.variant == "x3d" else "image_size"
+        if self.glance_side % self.map_stride or self.patch_size % self.map_stride:
             raise ValueError(
-                f"image_size and patch_size must be multiples of the glance network's stride {self.map_stride}, got "
-                f"{self.image_size} and {self.patch_size}"
+                f"{side_name} and patch_size must be multiples of the glance network's stride {self.map_stride}, got "
+                f"{self.glance_side} and {self.patch_size}"
             )
         if not (0 <= self.dropout < 1 and 0 <= self.head_dropout < 1):
             raise ValueError(f"dropout lies in [0, 1), got {self.dropout} and {self.head_dropout}")
@@ -142,7 +178,7 @@ class UniAdaFocusConfig:
     @property
     def num_frames(self) -> int:
         """Frames of a clip as the model gets it."""
-        return self.num_candidates + (self.num_glance if self.variant == "tsm" else 0)
+        return self.num_candidates + (0 if self.variant == "pooling" else self.num_glance)
 
     @property
     def block_depths(self) -> tuple[int, ...]:
@@ -152,10 +188,27 @@ class UniAdaFocusConfig:
     @property
     def map_stride(self) -> int:
         """Pixels along a side of one cell of the glance network's map."""
+        if self.variant == "x3d":
+            return int(2 ** (1 + len(self.x3d_widths)))
         stride = 2
         for *_, first in self.glance_stages:
             stride *= first
         return stride
+
+    @property
+    def glance_side(self) -> int:
+        """Side in pixels of a frame as the glance network sees it."""
+        return self.glance_size if self.variant == "x3d" else self.image_size
+
+    @property
+    def map_size(self) -> int:
+        """Side of the glance network's map in cells."""
+        return self.glance_side // self.map_stride
+
+    @property
+    def num_removals(self) -> int:
+        """Numbers of frames, 0 among them, that the temporal loss removes: g / 3, rounded down, or of "x3d" rounded."""
+        return round(self.num_glance / 3) if self.variant == "x3d" else self.num_glance // 3
 
     @property
     def geometry(self) -> PatchGeometry:
@@ -172,7 +225,7 @@ class Draws:
     thresholds: Tensor | None = None
     """(n, f) in [0, 1): where in its share each focus frame is taken."""
     positions: Tensor | None = None
-    """(n, s, 2) in (0, 1): y and x of the random branch's rectangles; "tsm": (n, 2)."""
+    """(n, s, 2) in (0, 1): y and x of the random branch's rectangles; "tsm" and "x3d": (n, 2)."""
     removed: Sequence[Tensor] | None = None
     """See `draw_removed_frames`."""
 
@@ -223,6 +276,20 @@ class FocusNetwork(nn.Module):
                     shifted = temporal_shift(x, num_frames=num_frames, mode="offline", shift_div=self.shift_div)
                     x = block.outer(block.inner(shifted), block.shortcut(x))
             yield stage, x
+
+
+class X3dFocusNetwork(nn.Module):
+    """An X3D on patches."""
+
+    def __init__(self, config: UniAdaFocusConfig) -> None:
+        super().__init__()
+        self.backbone = X3d(depths=config.x3d_focus_depths, widths=config.x3d_widths)
+        self.out_channels = self.backbone.out_channels
+
+    def forward(self, patches: Tensor, *, num_frames: int) -> Tensor:
+        """(n*t, 3, p, p) -> features (n*t, out_channels), mean over each frame's map, in float32."""
+        maps: Tensor = self.backbone(patches, num_frames=num_frames)
+        return maps.float().mean((-2, -1))
 
 
 class PoolingClassifier(nn.Module):
@@ -279,36 +346,77 @@ class TwoHeads(nn.Module):
             nn.init.zeros_(head.bias)
 
     def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
-        """(n, t, c) -> logits of every frame (n, t, k): final and average."""
-        return self.final(features.detach()), self.average(features)
+        """(n, t, c) -> final logits (n, k), and of every frame those to average (n, t, k)."""
+        return self.predict(features), self.average(features)
+
+    def predict(self, features: Tensor) -> Tensor:
+        """(n, t, c) -> final logits (n, k)."""
+        logits: Tensor = self.final(features.detach())
+        return logits.mean(1)
+
+
+class X3dHeads(nn.Module):
+    """The X3D variant's two classifiers of one network, both in float32.
+
+    `final` is the network's own, of the mean over all frames; it gives the prediction. `average` sees single frames.
+    Unlike TSM's both train the network, and start from the same published weights. Source: specification section 9.
+    """
+
+    def __init__(self, channels: int, num_classes: int, *, hidden_dim: int, dropout: float) -> None:
+        super().__init__()
+        self.final = X3dHead(channels, num_classes, hidden_dim=hidden_dim, dropout=dropout)
+        self.average = X3dHead(channels, num_classes, hidden_dim=hidden_dim, dropout=dropout)
+
+    def forward(self, features: Tensor) -> tuple[Tensor, Tensor]:
+        """(n, t, c) -> final logits (n, k), and of every frame those to average (n, t, k)."""
+        with _full_precision(features):
+            return self.predict(features), self.average(features)
+
+    def predict(self, features: Tensor) -> Tensor:
+        """(n, t, c) -> final logits (n, k)."""
+        with _full_precision(features):
+            logits: Tensor = self.final(features.mean(1))
+        return logits
 
 
 class _Network(nn.Module):
-    """What both variants have: two networks and two policies."""
+    """What all variants have: two networks and two policies."""
+
+    glance: MobileNetV2 | X3d
+    focus: FocusNetwork | X3dFocusNetwork
 
     def __init__(self, config: UniAdaFocusConfig, num_classes: int) -> None:
         super().__init__()
         self.config = config
         self.num_classes = num_classes
-        is_tsm = config.variant == "tsm"
         self.geometry = config.geometry
-        self.glance = MobileNetV2(
-            stages=config.glance_stages,
-            width=config.glance_width,
-            shift_div=config.shift_div if is_tsm else None,
-        )
-        self.focus = FocusNetwork(config)
+        if config.variant == "x3d":
+            self.glance = X3d(depths=config.x3d_glance_depths, widths=config.x3d_widths)
+            self.focus = X3dFocusNetwork(config)
+        else:
+            self.glance = MobileNetV2(
+                stages=config.glance_stages,
+                width=config.glance_width,
+                shift_div=config.shift_div if config.variant == "tsm" else None,
+            )
+            self.focus = FocusNetwork(config)
         self.spatial_policy = SpatialPolicy(
             self.glance.out_channels,
-            config.image_size // self.glance.stride,
+            config.map_size,
             hidden_dim=config.spatial_hidden_dim,
-            num_joint_frames=config.num_glance if is_tsm else 1,
+            num_joint_frames=1 if config.variant == "pooling" else config.num_glance,
         )
         self.temporal_policy = TemporalPolicy(self.glance.out_channels, hidden_dim=config.temporal_hidden_dim)
         self.spatial_head = nn.Linear(self.glance.out_channels, num_classes)
 
     def load_imagenet(self, glance: Path | None = None, focus: Path | None = None) -> None:
-        """Start both networks from torchvision's ImageNet weights (local copies where paths are given)."""
+        """Start both networks from torchvision's ImageNet weights (local copies where paths are given).
+
+        Raises:
+            UsageError: the networks are X3D's.
+        """
+        if not isinstance(self.glance, MobileNetV2) or not isinstance(self.focus, FocusNetwork):
+            raise UsageError("there are no ImageNet weights of X3D; start variant 'x3d' with init = 'kinetics400'.")
         mobilenet_v2.load_imagenet(self.glance, glance)
         resnet.load_imagenet(self.focus.backbone, focus)
 
@@ -321,21 +429,33 @@ class _Network(nn.Module):
 
     def look(self, glance_frames: Tensor) -> Glance:
         """The glance network on (n, g, 3, h, w), and the temporal policy's weights."""
-        n, num_glance = glance_frames.shape[:2]
-        maps = self.glance(glance_frames.flatten(0, 1), num_frames=num_glance).float()
+        maps = self.glance_maps(glance_frames)
         with _full_precision(maps):
-            features = self.glance_features(maps).view(n, num_glance, -1)
-            logits = self.temporal_policy(features.detach() if self.config.variant == "tsm" else features)
-            return Glance(
-                maps=maps.view(n, num_glance, *maps.shape[1:]),
-                features=features,
-                weights=logits.softmax(1),
-                choice_weights=(logits / self.config.temperature).softmax(1),
-                policy_logits=logits,
-            )
+            return self.weigh(maps, self.glance_features(maps))
+
+    def glance_maps(self, glance_frames: Tensor) -> Tensor:
+        """The glance network on (n, g, 3, h, w): maps (n, g, c, h', w')."""
+        frames = glance_frames.flatten(0, 1)
+        side = self.config.glance_side
+        if frames.shape[-1] != side:
+            with _full_precision(frames):
+                frames = interpolate(frames, (side, side), mode="bilinear", align_corners=False)
+        maps: Tensor = self.glance(frames, num_frames=glance_frames.shape[1]).float()
+        return maps.view(*glance_frames.shape[:2], *maps.shape[1:])
+
+    def weigh(self, maps: Tensor, features: Tensor) -> Glance:
+        """What the temporal policy makes of maps (n, g, c, h, w) and features (n, g, c)."""
+        logits = self.temporal_policy(features if self.config.variant == "pooling" else features.detach())
+        return Glance(
+            maps=maps,
+            features=features,
+            weights=logits.softmax(1),
+            choice_weights=(logits / self.config.temperature).softmax(1),
+            policy_logits=logits,
+        )
 
     def glance_features(self, maps: Tensor) -> Tensor:
-        """(n*g, c, h, w) -> (n*g, c)."""
+        """(n, g, c, h, w) -> (n, g, c)."""
         return maps.mean((-2, -1))
 
     def choose(self, glance: Glance, thresholds: Tensor | None = None) -> Tensor:
@@ -351,19 +471,16 @@ class _Network(nn.Module):
             draws=thresholds,
         )
 
-    def cut(self, candidates: Tensor, chosen: Tensor, actions: Tensor, rows: Tensor | None = None) -> Tensor:
-        """Patches (m*f, 3, p, p) of the chosen frames; no other frame is read.
+    def cut(self, candidates: Tensor, chosen: Tensor, actions: Tensor) -> Tensor:
+        """Patches (n*f, 3, p, p) of the chosen frames; no other frame is read.
 
         Args:
             candidates: (n, s, 3, h, w).
-            chosen: (m, f) of each clip's candidates.
-            actions: (m, f, 4) of the chosen frames, or (m, 1, 4) for all of a clip.
-            rows: (m,) which clips these are; None: all n.
+            chosen: (n, f) of each clip's candidates.
+            actions: (n, f, 4) of the chosen frames, or (n, 1, 4) for all of a clip.
         """
-        if rows is None:
-            rows = torch.arange(len(chosen), device=chosen.device)
         with _full_precision(candidates):
-            frames = candidates[rows[:, None], chosen].flatten(0, 1).float()
+            frames = candidates[torch.arange(len(chosen), device=chosen.device)[:, None], chosen].flatten(0, 1).float()
             spread = actions.expand(-1, chosen.shape[1], -1).flatten(0, 1)
             return self.geometry.resample(frames, spread, points=self.config.patch_size)
 
@@ -373,7 +490,7 @@ class _Network(nn.Module):
 
     def map_patches(self, maps: Tensor, actions: Tensor) -> Tensor:
         """(n, g, c, h, w), actions (n, g or 1, 4) -> (n, g, c, p', p')."""
-        points = self.geometry.points(self.glance.stride)
+        points = self.geometry.points(maps.shape[-1])
         spread = actions.expand(-1, maps.shape[1], -1).flatten(0, 1)
         patches = self.geometry.resample(maps.flatten(0, 1), spread, points=points)
         return patches.view(*maps.shape[:2], *patches.shape[1:])
@@ -382,7 +499,9 @@ class _Network(nn.Module):
         """What trains the temporal policy, (n, k)."""
         removed = draws.removed
         if removed is None:
-            removed = draw_removed_frames(glance.weights, num_samples=self.config.num_samples)
+            removed = draw_removed_frames(
+                glance.weights, num_removals=self.config.num_removals, num_samples=self.config.num_samples
+            )
         return monte_carlo_logits(glance.weights, frame_logits, removed)
 
     def random_actions(self, positions: Tensor) -> Tensor:
@@ -504,16 +623,41 @@ class UniAdaFocus(_Network):
 class UniAdaFocusTsm(_Network):
     """`forward(frames (n, g + s, 3, h, w)) -> Output`: logits (n, k); the glance clip lies before the candidates.
 
+    The X3D variant is the same around other networks and heads (`variant = "x3d"`).
+
     `aux` in evaluation: `glance_average` (n, k), exit 0, and its frames' `glance_frame_logits` (n, g, k);
-    `glance_final`, `focus_final`, `focus_average` (n, k); `weights` (n, g), `glance_actions` (n, 1, 4),
-    `focus_indices` (n, f). In training also `random_logits`, `random_focus_average`, `temporal_logits`,
-    `spatial_logits` (n, k) and `random_focus_actions` (n, 1, 4).
+    `glance_final`, `focus_final` (n, k); `weights` (n, g), `glance_actions` (n, 1, 4), `focus_indices` (n, f). In
+    training also `focus_average`, `random_logits`, `random_focus_average`, `temporal_logits`, `spatial_logits` (n, k)
+    and `random_focus_actions` (n, 1, 4).
     """
 
     def __init__(self, config: UniAdaFocusConfig, num_classes: int) -> None:
         super().__init__(config, num_classes)
-        self.glance_heads = TwoHeads(self.glance.out_channels, num_classes)
-        self.focus_heads = TwoHeads(self.focus.out_channels, num_classes)
+        self.glance_heads = self._heads(self.glance.out_channels)
+        self.focus_heads = self._heads(self.focus.out_channels)
+
+    def _heads(self, channels: int) -> TwoHeads | X3dHeads:
+        config = self.config
+        if config.variant == "tsm":
+            return TwoHeads(channels, self.num_classes)
+        return X3dHeads(channels, self.num_classes, hidden_dim=config.x3d_head_dim, dropout=config.dropout)
+
+    def load_kinetics400(self, glance: Path | None = None, focus: Path | None = None) -> None:
+        """Start both networks of the X3D variant from weights trained on Kinetics-400, all heads from their heads.
+
+        Args:
+            glance: a local copy of X3D-S's, PyTorchVideo's or PySlowFast's; None: see `x3d.load_kinetics400`.
+            focus: of X3D-L's.
+
+        Raises:
+            UsageError: the networks are TSM's.
+        """
+        if not isinstance(self.glance, X3d) or not isinstance(self.focus, X3dFocusNetwork):
+            raise UsageError("only variant 'x3d' has Kinetics-400 weights; start the others with init = 'imagenet'.")
+        fresh = x3d.load_kinetics400(self.glance, _both(self.glance_heads), size="s", path=glance)
+        fresh += x3d.load_kinetics400(self.focus.backbone, _both(self.focus_heads), size="l", path=focus)
+        if fresh:
+            logger.info("projections of all heads start afresh: there are %d classes, not 400", self.num_classes)
 
     def forward(self, frames: Tensor, *, draws: Draws | None = None) -> Output:
         """Classify clips.
@@ -531,10 +675,8 @@ class UniAdaFocusTsm(_Network):
             actions = self.spatial_policy(glance.maps)
         chosen = self.choose(glance)
         glance_final, glance_average = self.glance_heads(glance.features)
-        focus_final, focus_average = self.focus_heads(self.focus_features(self.cut(candidates, chosen, actions)))
         aux = _averages(glance_final, glance_average) | {
-            "focus_final": focus_final.mean(1),
-            "focus_average": focus_average.mean(1),
+            "focus_final": self.focus_heads.predict(self.focus_features(self.cut(candidates, chosen, actions))),
             "weights": glance.weights,
             "policy_logits": glance.policy_logits,
             "glance_actions": actions,
@@ -543,14 +685,16 @@ class UniAdaFocusTsm(_Network):
         return Output(logits=aux["glance_final"] + aux["focus_final"], aux=aux)
 
     def glance_features(self, maps: Tensor) -> Tensor:
-        """(n*g, c, h, w) -> (n*g, c), with dropout in training."""
-        return dropout(super().glance_features(maps), self.config.dropout, self.training)
+        """(n, g, c, h, w) -> (n, g, c), with dropout in training, which "x3d" has inside its heads instead."""
+        return self._dropout(super().glance_features(maps))
 
     def focus_features(self, patches: Tensor) -> Tensor:
-        """(n*f, 3, p, p) -> (n, f, d), with dropout in training."""
-        features = self.focus(patches, num_frames=self.config.num_focus)
-        features = dropout(features, self.config.dropout, self.training)
+        """(n*f, 3, p, p) -> (n, f, d), with dropout in training, which "x3d" has inside its heads instead."""
+        features = self._dropout(self.focus(patches, num_frames=self.config.num_focus))
         return features.view(-1, self.config.num_focus, features.shape[-1])
+
+    def _dropout(self, features: Tensor) -> Tensor:
+        return dropout(features, self.config.dropout, self.training and self.config.variant == "tsm")
 
     def forward_training(self, glance_frames: Tensor, candidates: Tensor, draws: Draws) -> Output:
         """Two branches, random rectangles first and then the policy's, and both surrogates.
@@ -569,7 +713,7 @@ class UniAdaFocusTsm(_Network):
         patches = torch.cat([self.cut(candidates, chosen, rectangle) for rectangle in (random_actions, actions)])
         glance_final, glance_average = self.glance_heads(glance.features)
         focus_final, focus_average = self.focus_heads(self.focus_features(patches))
-        final, average = focus_final.mean(1).split(n), focus_average.mean(1).split(n)
+        final, average = focus_final.split(n), focus_average.mean(1).split(n)
         with _full_precision(candidates):
             glance_actions = self.spatial_policy(maps)
             spatial_logits = self.spatial_logits(maps, glance_actions)
@@ -593,12 +737,16 @@ class UniAdaFocusTsm(_Network):
 
 def build(config: UniAdaFocusConfig, num_classes: int) -> UniAdaFocus | UniAdaFocusTsm:
     """The trainable form of the configured variant."""
-    return UniAdaFocusTsm(config, num_classes) if config.variant == "tsm" else UniAdaFocus(config, num_classes)
+    return UniAdaFocus(config, num_classes) if config.variant == "pooling" else UniAdaFocusTsm(config, num_classes)
+
+
+def _both(heads: TwoHeads | X3dHeads) -> list[X3dHead]:
+    return [head for head in (heads.final, heads.average) if isinstance(head, X3dHead)]
 
 
 def _averages(final: Tensor, average: Tensor) -> dict[str, Tensor]:
     return {
-        "glance_final": final.mean(1),
+        "glance_final": final,
         "glance_average": average.mean(1),
         "glance_frame_logits": average,
     }

@@ -44,9 +44,9 @@ class PatchGeometry:
         """Height and width of the action whose rectangle is exactly as large as the patch."""
         return (self.patch_size - self.min_extent) / (self.image_size - self.min_extent)
 
-    def points(self, stride: int) -> int:
-        """Points along a side of a patch of the map whose cells are `stride` pixels: the patch's share."""
-        return self.patch_size // stride
+    def points(self, map_size: int) -> int:
+        """Points along a side of a patch of a map with `map_size` cells a side: the patch's share, rounded."""
+        return round(map_size * self.patch_size / self.image_size)
 
     def extents(self, actions: Tensor, points: int) -> Tensor:
         """(..., 4) -> (..., 2) height and width in pixels or cells."""
@@ -177,14 +177,16 @@ def choose_frames(weights: Tensor, *, num_candidates: int, num_focus: int, draws
     return torch.minimum(frames, num_candidates - num_focus + steps)
 
 
-def draw_removed_frames(weights: Tensor, *, num_samples: int, generator: torch.Generator | None = None) -> list[Tensor]:
-    """For i = 1 ... g // 3 - 1: (n, samples, i) distinct glance frames, drawn one after another by weight."""
+def draw_removed_frames(
+    weights: Tensor, *, num_removals: int, num_samples: int, generator: torch.Generator | None = None
+) -> list[Tensor]:
+    """For i = 1 ... num_removals - 1: (n, samples, i) distinct glance frames, drawn one after another by weight."""
     probabilities = weights.detach().float().clamp(min=1e-12).repeat_interleave(num_samples, dim=0)
     return [
         torch.multinomial(probabilities, count, replacement=False, generator=generator).view(
             len(weights), num_samples, count
         )
-        for count in range(1, weights.shape[1] // 3)
+        for count in range(1, num_removals)
     ]
 
 

@@ -5,6 +5,7 @@ from typing import Any
 
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
+from torch.special import xlogy
 
 from vidmodels.methods.uni_adafocus.model import UniAdaFocus, UniAdaFocusConfig, UniAdaFocusTsm
 from vidmodels.metrics import first_label
@@ -35,17 +36,17 @@ def loss_terms(config: UniAdaFocusConfig, output: Output, labels: Tensor) -> dic
 
     With CE the mean cross-entropy, and sums over the two branches (policy's and random rectangles):
 
-        pooling   prediction_loss = sum CE(all steps)          tsm   sum CE(prediction)
+        pooling   prediction_loss = sum CE(all steps)     tsm, x3d   sum CE(prediction)
                   glance_loss = 2 CE(every glance frame)             2 CE(average over glance frames)
                   focus_loss = sum CE(every focus frame)             sum CE(average over focus frames)
         both      temporal_loss = 2 CE(Monte Carlo logits), spatial_loss = 2 CE(logits inside the rectangles)
                   norm_loss = mean (size - 1)^2 of the glance frames' actions
         loss      (the first five) / 2 + norm_weight norm_loss + kl_weight kl_loss
 
-    Source: specification sections 3.1 and 8.
+    Source: specification sections 3.1 and 8; section 9 names none of its own for "x3d", which has those of "tsm".
     """
     aux = output.aux
-    if config.variant == "tsm":
+    if config.variant != "pooling":
         prediction = cross_entropy(output.logits, labels) + cross_entropy(aux["random_logits"], labels)
         glance = 2 * cross_entropy(aux["glance_average"], labels)
         focus = cross_entropy(aux["focus_average"], labels) + cross_entropy(aux["random_focus_average"], labels)
@@ -79,7 +80,8 @@ def _frame_loss(logits: Tensor, labels: Tensor) -> Tensor:
 
 def _divergence(weights: Tensor, num_focus: int) -> Tensor:
     """(13) Of the weights (n, g) from 1 / f (not 1 / g, as published), mean over the clips."""
-    return (weights * (weights.log() + math.log(num_focus))).sum(1).mean()
+    divergence: Tensor = xlogy(weights, weights) + weights * math.log(num_focus)  # 0 log 0 = 0
+    return divergence.sum(1).mean()
 
 
 def param_groups(model: nn.Module, train: Train) -> list[dict[str, Any]]:
@@ -90,7 +92,7 @@ def param_groups(model: nn.Module, train: Train) -> list[dict[str, Any]]:
         focus             with its heads, 1            classifier       classifier_lr_scale
 
     Weight decay is on everything, norms and biases too. Source: specification section 3.3; of "tsm" section 8, whose
-    heads belong to their networks.
+    heads belong to their networks, and so do those of "x3d" (section 9 says nothing else).
     """
     if not isinstance(model, UniAdaFocus | UniAdaFocusTsm):
         raise TypeError(f"expected a Uni-AdaFocus model, got {type(model).__name__}")
