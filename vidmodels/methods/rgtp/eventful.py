@@ -171,11 +171,12 @@ def _multiply(weights: Tensor, value: Tensor, value_cast: ValueCast) -> Tensor:
     if value_cast is None:
         return weights @ value
     dtype = torch.float16 if value_cast == "float16" else torch.bfloat16
-    return (weights.to(dtype) @ value.to(dtype)).to(value.dtype)
+    product: Tensor = weights.to(dtype) @ value.to(dtype)
+    return product.to(value.dtype)
 
 
 def _scale(query: Tensor) -> Tensor:
-    return query * query.shape[-1] ** -0.5
+    return query.mul(query.shape[-1] ** -0.5)
 
 
 def _heads(qkv: Tensor, num_heads: int) -> tuple[Tensor, ...]:
