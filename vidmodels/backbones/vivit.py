@@ -71,7 +71,8 @@ class Attention(nn.Module):
 
     def _heads(self, x: Tensor, num_parts: int) -> tuple[Tensor, ...]:
         """(n, s, parts * heads * e) -> parts of (n, heads, s, e), without a copy."""
-        return x.view(*x.shape[:2], num_parts, self.num_heads, -1).transpose(1, 3).unbind(2)
+        width = x.shape[-1] // (num_parts * self.num_heads)
+        return x.view(*x.shape[:2], num_parts, self.num_heads, width).transpose(1, 3).unbind(2)
 
 
 class Block(nn.Module):

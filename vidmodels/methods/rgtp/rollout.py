@@ -235,8 +235,9 @@ def _sample(patches: Tensor, ratio: float, curve: Tensor | None) -> tuple[Tensor
         return patches[:, :0], patches
     if curve is not None:
         patches = patches.gather(1, curve[patches].argsort(-1))
-    is_kept = torch.arange(patches.shape[1], device=patches.device) % sampling_stride(ratio) == 0
-    return patches[:, is_kept], patches[:, ~is_kept]
+    stride = sampling_stride(ratio)
+    others = torch.tensor([place for place in range(patches.shape[1]) if place % stride], device=patches.device)
+    return patches[:, ::stride], patches.index_select(1, others.long())
 
 
 def pattern_patches(pattern: Pattern, grid: tuple[int, int]) -> Selection:

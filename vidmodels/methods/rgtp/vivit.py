@@ -10,19 +10,36 @@ with all views and videos of a batch, and a stream runs them one after the other
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import dropout
 
 from vidmodels.backbones.vit import SIZES, ViTShape, init_weights
-from vidmodels.backbones.vivit import FactorisedViViT
-from vidmodels.methods.rgtp.rollout import HeadFusion, Pattern
+from vidmodels.backbones.vivit import Block, FactorisedViViT
+from vidmodels.methods.rgtp import eventful
+from vidmodels.methods.rgtp.rollout import (
+    HeadFusion,
+    Pattern,
+    clusters,
+    fuse_heads,
+    gather_rows,
+    gilbert_positions,
+    heat_map,
+    offset_choice,
+    offset_sources,
+    pattern_patches,
+    rollout_row_step,
+    select,
+    shift_heat,
+)
 from vidmodels.types import Output
 from vidprep.errors import UsageError
 
-__all__ = ["RgtpVivit", "RgtpVivitConfig", "StreamState", "build"]
+__all__ = ["RgtpVivit", "RgtpVivitConfig", "StreamState", "TimeStep", "build"]
+
+Kind = Literal["first", "reset", "ordinary"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,7 +119,7 @@ class StreamState:
     time_step: Tensor
     """(n,) int64: time steps seen."""
     heat: Tensor
-    """(n, p): heat map of the last one."""
+    """(n, p): heat map of the last one; zeros before a reset, which does not read it."""
     embedding: Tensor
     """(n, p, d): its patches."""
     class_tokens: Tensor
@@ -127,11 +144,38 @@ class StreamState:
         return StreamState(**{name: torch.cat([getattr(state, name) for state in states]) for name in names})
 
 
+class TimeStep(NamedTuple):
+    """What one time step of n streams gave."""
+
+    class_token: Tensor
+    """(n, d)."""
+    kept: Tensor | None
+    """(n, k) patches in the order of the tokens; None: all of them."""
+    heat: Tensor | None
+    """(n, p), for the next step; None where nobody reads it."""
+    clusters: Tensor | None
+    """(n, p) the kept patch whose heat each patch has; None where there is no heat, or all patches are kept."""
+    choice: Tensor | None
+    """(n, p) where the heat came from: see `offset_choice`; None unless something was shifted."""
+    shifted: Tensor | None
+    """(n, p) the heat of the step before that the choice was made by; None unless there was a choice."""
+
+    def streams(self, index: slice) -> "TimeStep":
+        """Those of some streams only."""
+        rows = {name: field[index] for name, field in self._asdict().items() if field is not None}
+        return self._replace(**rows)
+
+
 class RgtpVivit(nn.Module):
     """`forward(frames (n, t, 3, h, w)) -> Output`: logits (n, k).
 
-    With a second classifier `aux["noun_logits"]` (n, nouns).
+    `step` takes a stream, or many, time step by time step. Where patches are pruned `aux["kept"]` (n, time, p) tells
+    which stay; with a second classifier there is `aux["noun_logits"]` (n, nouns).
     """
+
+    pattern: Tensor
+    sources: Tensor
+    curve: Tensor
 
     def __init__(self, config: RgtpVivitConfig, num_classes: int) -> None:
         super().__init__()
@@ -151,16 +195,30 @@ class RgtpVivit(nn.Module):
         for head in (self.head, self.noun_head):
             if head is not None:
                 init_weights(head)
+        grid = self.backbone.grid
+        tables = {
+            "pattern": pattern_patches(config.reset_pattern, grid).kept,
+            "sources": offset_sources(grid, radius=config.offset_radius),
+            "curve": gilbert_positions(grid),
+        }
+        for name, table in tables.items():
+            self.register_buffer(name, table, persistent=False)
+
+    # ---- clips ----
 
     def forward(self, frames: Tensor) -> Output:
         """Classify clips."""
-        return self.classify(self.spatial_features(frames))
+        embedding = self.backbone.embed(frames)
+        if self.config.mode != "rollout":
+            return self.classify(self._class_tokens(embedding))
+        steps = self.run_clip(embedding)
+        output = self.classify(torch.stack([step.class_token for step in steps], dim=1))
+        kept = torch.stack([self._kept_mask(step) for step in steps], dim=1)
+        return Output(logits=output.logits, aux={**output.aux, "kept": kept})
 
     def spatial_features(self, frames: Tensor) -> Tensor:
         """(n, t, 3, h, w) -> (n, time, d): the class token of every time step, what the spatial cache holds."""
-        embedding = self.backbone.embed(frames)
-        steps = embedding.flatten(0, 1)
-        return self.backbone.spatial(steps, self.backbone.positions()).unflatten(0, embedding.shape[:2])  # type: ignore[no-any-return]
+        return self._class_tokens(self.backbone.embed(frames))
 
     def classify(self, features: Tensor) -> Output:
         """(n, time, d), from `spatial_features` or a cache of them -> logits."""
@@ -168,6 +226,241 @@ class RgtpVivit(nn.Module):
         temporal = dropout(temporal, self.config.head_dropout, self.training)
         aux = {} if self.noun_head is None else {"noun_logits": self.noun_head(temporal)}
         return Output(logits=self.head(temporal), aux=aux)
+
+    def _class_tokens(self, embedding: Tensor) -> Tensor:
+        if self.config.mode == "rollout":
+            return torch.stack([step.class_token for step in self.run_clip(embedding)], dim=1)
+        if self.config.mode == "eventful":
+            return self._run_eventful(embedding)
+        tokens: Tensor = self.backbone.spatial(embedding.flatten(0, 1), self.backbone.positions())
+        return tokens.view(*embedding.shape[:2], -1)
+
+    def run_clip(self, embedding: Tensor, *, every_heat: bool = False) -> list[TimeStep]:
+        """Every time step of clips. The i-th ones after each reset run together: they need nothing of each other.
+
+        Args:
+            embedding: (n, time, p, d), from `backbone.embed`.
+            every_heat: compute the heat maps too that no step reads.
+        """
+        num_clips, num_steps = embedding.shape[:2]
+        interval = min(self.config.reset_interval or num_steps, num_steps)
+        steps: dict[int, TimeStep] = {}
+        heat = None
+        for offset in range(interval):
+            numbers = range(offset, num_steps, interval)
+            with_heat = every_heat or (offset + 1 < min(interval, num_steps))
+            if offset == 0:
+                steps[0] = self.run_step(embedding[:, 0], kind="first", with_heat=with_heat)
+                if len(numbers) > 1:
+                    resets = self.run_step(
+                        embedding[:, interval::interval].flatten(0, 1), kind="reset", with_heat=with_heat
+                    )
+                    steps |= _by_time(resets, numbers[1:], num_clips)
+            else:
+                before = embedding[:, offset - 1 :: interval][:, : len(numbers)]
+                heat = torch.stack([_given(steps[number - 1].heat) for number in numbers], dim=1)
+                ordinary = self.run_step(
+                    embedding[:, offset::interval].flatten(0, 1),
+                    kind="ordinary",
+                    previous=before.flatten(0, 1),
+                    heat=heat.flatten(0, 1),
+                    with_heat=with_heat,
+                )
+                steps |= _by_time(ordinary, numbers, num_clips)
+        return [steps[number] for number in range(num_steps)]
+
+    def _run_eventful(self, embedding: Tensor) -> Tensor:
+        spatial, config, states = self.backbone.spatial, self.config, None
+        positions, blocks = self.backbone.positions(), cast("list[Block]", list(spatial.blocks))
+        tokens = []
+        for patches in embedding.unbind(1):
+            x = spatial.with_class_token(patches, positions)
+            x, states = eventful.run(blocks, x, states, top_k=config.top_k, value_cast=config.value_cast)
+            tokens.append(spatial.norm(x[:, 0]))
+        return torch.stack(tokens, dim=1)
+
+    # ---- streams ----
+
+    def start(self, num_streams: int) -> StreamState:
+        """The state of streams that have not begun."""
+        like, backbone = self.head.weight, self.backbone
+        n, d = num_streams, backbone.shape.width
+        return StreamState(
+            time_step=torch.zeros(n, dtype=torch.int64, device=like.device),
+            heat=like.new_zeros(n, backbone.num_patches),
+            embedding=like.new_zeros(n, backbone.num_patches, d),
+            class_tokens=like.new_zeros(n, backbone.num_steps, d),
+        )
+
+    @torch.no_grad()
+    def step(self, frames: Tensor, state: StreamState) -> tuple[Output, StreamState]:
+        """One time step of n streams, wherever each of them is.
+
+        A stream goes on for ever: what is classified are its last time steps, as many as a clip has, and until there
+        are so many its logits are not a number. The first so many steps are those of a clip.
+
+        Args:
+            frames: (n, tubelet, 3, h, w), the next frames of each stream.
+            state: from `start` or from the step before.
+
+        Returns:
+            Logits (n, k), with `aux` as of `forward` but without the axis of time; and the next state.
+
+        Raises:
+            UsageError: the model is the Eventful baseline.
+            ValueError: another number of frames, or of streams, than there is a state for.
+        """
+        config, backbone = self.config, self.backbone
+        if config.mode == "eventful":
+            raise UsageError('streams run with model.mode "rollout" or "base"; "eventful" runs whole clips only.')
+        if frames.shape[:2] != (len(state), config.shape.tubelet):
+            raise ValueError(
+                f"expected {config.shape.tubelet} frames of each of {len(state)} streams, got {tuple(frames.shape[:2])}"
+            )
+        embedding = backbone.embed(frames)[:, 0]
+        heat = torch.zeros_like(state.heat)
+        kept = torch.ones_like(heat, dtype=torch.bool)
+        tokens = torch.empty_like(state.class_tokens[:, 0])
+        for (kind, with_heat), rows in self._by_kind(state.time_step.tolist()).items():
+            index = torch.tensor(rows, device=embedding.device)
+            before = state[index]
+            now = self.run_step(
+                embedding[index], kind=kind, previous=before.embedding, heat=before.heat, with_heat=with_heat
+            )
+            tokens[index] = now.class_token
+            kept[index] = self._kept_mask(now)
+            if now.heat is not None:
+                heat[index] = now.heat
+        state = StreamState(
+            time_step=state.time_step + 1,
+            heat=heat,
+            embedding=embedding,
+            class_tokens=torch.cat([state.class_tokens[:, 1:], tokens[:, None]], dim=1),
+        )
+        return self._classify_streams(state, kept), state
+
+    def _by_kind(self, time_steps: Sequence[int]) -> dict[tuple[Kind, bool], list[int]]:
+        """Streams that can run together: of one kind, and with or without a heat map for the step after."""
+        groups: dict[tuple[Kind, bool], list[int]] = {}
+        for stream, number in enumerate(time_steps):
+            prunes = self.config.mode == "rollout"
+            kind: Kind = "first" if not number or not prunes else "reset" if self._is_reset(number) else "ordinary"
+            groups.setdefault((kind, prunes and not self._is_reset(number + 1)), []).append(stream)
+        return groups
+
+    def _is_reset(self, number: int) -> bool:
+        return bool(self.config.reset_interval) and number % self.config.reset_interval == 0
+
+    def _classify_streams(self, state: StreamState, kept: Tensor) -> Output:
+        is_whole = state.time_step >= self.backbone.num_steps
+        output = self.classify(state.class_tokens[is_whole])
+
+        def spread(values: Tensor) -> Tensor:
+            return values.new_full((len(state), values.shape[1]), float("nan")).index_put_((is_whole,), values)
+
+        aux = {name: spread(values) for name, values in output.aux.items()}
+        if self.config.mode == "rollout":
+            aux["kept"] = kept
+        return Output(logits=spread(output.logits), aux=aux)
+
+    # ---- one time step ----
+
+    def run_step(
+        self,
+        embedding: Tensor,
+        *,
+        kind: Kind,
+        previous: Tensor | None = None,
+        heat: Tensor | None = None,
+        with_heat: bool,
+    ) -> TimeStep:
+        """One time step of n independent streams, all of one kind.
+
+        What is kept does not depend on this step's attention, so it is chosen before the first block, which then has
+        keys and values of all tokens but queries of the kept ones only.
+
+        Args:
+            embedding: (n, p, d), without positions.
+            kind: "first" keeps every patch, "reset" the pattern, "ordinary" goes by the heat map.
+            previous: (n, p, d) and
+            heat: (n, p), of the step before; read by ordinary steps only.
+            with_heat: whether a heat map is wanted.
+        """
+        spatial = self.backbone.spatial
+        choice = shifted = kept = tokens = None
+        if kind == "ordinary":
+            choice, shifted, kept = self.choose(embedding, _given(previous), _given(heat))
+        elif kind == "reset":
+            kept = self.pattern.expand(len(embedding), -1)
+
+        blocks = cast("list[Block]", list(spatial.blocks))
+        first = blocks[0]
+        x = spatial.with_class_token(embedding, self.backbone.positions())
+        y = first.norm1(x)
+        if kept is None:
+            query, key, value = first.attn.project(y)
+        else:
+            tokens = torch.cat([kept.new_zeros(len(kept), 1), kept + 1], dim=1)  # the class token, then patches
+            key, value = first.attn.keys_values(y)
+            x, y = gather_rows(x, tokens), gather_rows(y, tokens)
+            query = first.attn.queries(y)
+        keys = key
+        fused = []
+        for block in blocks:
+            if block is not first:
+                query, key, value = block.attn.project(block.norm1(x))
+            attended = block.attn.attend(query, key, value, with_weights=with_heat)
+            if attended.weights is not None:
+                fused.append(fuse_heads(attended.weights, self.config.head_fusion))
+            x = block.feed_forward(block.add(x, block.attn.proj(attended.out)))
+        class_token = spatial.norm(x[:, 0])
+        if not with_heat:
+            return TimeStep(class_token, kept, None, None, choice, shifted)
+
+        row = torch.zeros_like(fused[-1][:, 0])
+        row[:, 0] = 1  # of the class token
+        for attention in fused[:0:-1]:
+            row = rollout_row_step(row, attention)
+        values = rollout_row_step(row, fused[0], tokens)[:, 1:]
+        if kept is None:
+            return TimeStep(class_token, None, heat_map(values, None, None), None, choice, shifted)
+        cluster = clusters(keys.detach().mean(1)[:, 1:], kept)
+        heat = heat_map(values.gather(1, kept), kept, cluster)
+        return TimeStep(class_token, kept, heat, cluster, choice, shifted)
+
+    def choose(self, embedding: Tensor, previous: Tensor, heat: Tensor) -> tuple[Tensor | None, Tensor, Tensor]:
+        """What an ordinary step keeps: (n, p) where heat came from, (n, p) the shifted heat, (n, k) patches."""
+        config, choice = self.config, None
+        if config.offset_radius:
+            choice = offset_choice(embedding, previous, grid=self.backbone.grid, radius=config.offset_radius)
+            heat = shift_heat(heat, choice, sources=self.sources)
+        selection = select(
+            heat,
+            keep_ratio=config.keep_ratio,
+            foreground_ratio=config.foreground_ratio,
+            background_ratio=config.background_ratio,
+            curve=self.curve if config.gilbert_sampling else None,
+        )
+        return choice, heat, selection.kept
+
+    def _kept_mask(self, step: TimeStep) -> Tensor:
+        """(n, p) bool."""
+        shape = (len(step.class_token), self.backbone.num_patches)
+        if step.kept is None:
+            return torch.ones(shape, dtype=torch.bool, device=step.class_token.device)
+        return torch.zeros(shape, dtype=torch.bool, device=step.kept.device).scatter_(1, step.kept, True)
+
+
+def _by_time(step: TimeStep, numbers: Sequence[int], num_clips: int) -> dict[int, TimeStep]:
+    """Rows (clip, time) of a step that ran several times together -> number of the time step -> its rows."""
+    stride = len(numbers)
+    return {number: step.streams(slice(place, num_clips * stride, stride)) for place, number in enumerate(numbers)}
+
+
+def _given(value: Tensor | None) -> Tensor:
+    if value is None:
+        raise ValueError("an ordinary time step needs the patches and the heat map of the one before")
+    return value
 
 
 def build(config: RgtpVivitConfig, num_classes: int) -> RgtpVivit:
