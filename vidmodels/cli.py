@@ -199,6 +199,9 @@ def cost(
     known: dict[str, float | None] = {}
     if published is not None:
         figure = f"{published.gmacs_figure} (random weights)" if published.gmacs_figure else "GMACs per clip"
+        if published.gmacs_views > 1:
+            per_clip, figure = figures[figure], f"{published.gmacs_figure or 'GMACs'}, {published.gmacs_views} views"
+            figures[figure] = published.gmacs_views * per_clip
         known = {"parameters": published.num_params, figure: published.gmacs}
     data, side = loaded.data, loaded.eval_crop
     typer.echo(f"{loaded.method}/{loaded.name}: one clip of {data.num_frames} frames, {side} x {side}")

@@ -183,6 +183,8 @@ class Published:
     map: float | None = None
     gmacs: float | None = None
     """Multiply-accumulates in 1e9, per video or as `convention` says."""
+    gmacs_views: int = 1
+    """Clips whose sum `gmacs` is: the views of a video, where the authors count them all."""
     gmacs_figure: str = ""
     """Which of the figures of `Method.summarise` counts in that convention; "": all MACs that run."""
     convention: str = ""
@@ -239,6 +241,7 @@ class Method:
 
     name: str
     paper: str
+    """URL, or the title where no address is known."""
     Config: type
     """Frozen dataclass of only what the paper varies."""
     build: Callable[[Any, int], nn.Module]
