@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from vidmodels.cases import Array, Component
-from vidmodels.methods.rgtp import golden_protocol as rgtp_golden
+from vidmodels.methods.rgtp import golden as rgtp_golden
 from vidmodels.methods.sta import golden as sta_golden
 from vidmodels.methods.tam import golden as tam_golden
 from vidmodels.methods.taps import golden as taps_golden

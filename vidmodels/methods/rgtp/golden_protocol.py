@@ -23,19 +23,20 @@ from vidmodels.types import Batch, Train
 from vidprep.load.transforms import EvalTransform
 from vidprep.sampling import sample_clips
 
-__all__ = ["COMPONENTS"]
+__all__ = ["COMPONENTS", "row_stats", "vit_shape"]
 
 Arrays = dict[str, Array]
 
 
-def _row_stats(x: Tensor) -> Array:
-    """Mean, population standard deviation and first 8 values along the last axis."""
+def row_stats(x: Tensor) -> Array:
+    """(..., c) -> (..., 10): mean, population standard deviation and first 8 values along the last axis."""
     values = to_array(x).astype(np.float64)
     moments = [values.mean(-1, keepdims=True), values.std(-1, keepdims=True)]
     return np.concatenate([*moments, values[..., :8]], axis=-1)
 
 
-def _shape(config: Config, *, depth: int) -> ViTShape:
+def vit_shape(config: Config, *, depth: int) -> ViTShape:
+    """Size of a sub-model of so many blocks."""
     return ViTShape(
         width=config["dim"], depth=depth, num_heads=config["num_heads"], mlp_ratio=config["mlp_ratio"], patch_size=16
     )
@@ -92,7 +93,7 @@ def _temporal(config: Config, state: dict[str, Tensor], **settings: Any) -> Rgtp
     """A model with a spatial sub-model of one block, which the case leaves out and nothing reads."""
     model = build(
         RgtpVivitConfig(
-            shape=_shape(config, depth=1),
+            shape=vit_shape(config, depth=1),
             temporal_depth=config["depth"] if "depth" in config else config["temporal_depth"],
             num_frames=2 * config["num_time_steps"],
             image_size=16,
@@ -125,7 +126,7 @@ def _temporal_model(config: Config, inputs: Mapping[str, Any], state: dict[str, 
         "logits_per_view": to_array(logits),
         "logits_mean": to_array(mean),
         "temporal_out": to_array(part(clips)),
-        "blocks.row_stats": _row_stats(torch.stack(blocks)),
+        "blocks.row_stats": row_stats(torch.stack(blocks)),
     }
 
 
@@ -186,13 +187,13 @@ def _training_step(config: Config, inputs: Mapping[str, Any], state: dict[str, T
 
 @torch.no_grad()
 def _eventful_block(config: Config, inputs: Mapping[str, Any], state: dict[str, Tensor], _: Collection[str]) -> Arrays:
-    block = Block(_shape(config, depth=1)).eval()
+    block = Block(vit_shape(config, depth=1)).eval()
     renamed = {}
     for key, tensor in state.items():
         module, _, kind = key.removeprefix(config["key_prefix"]).rpartition(".")
         renamed[f"{BLOCK_ENTRIES[module]}.{kind}"] = tensor
     load_into(block, renamed, "the case")
-    settings = RgtpVivitConfig(mode="eventful", top_k=config["top_k"], shape=_shape(config, depth=1))
+    settings = RgtpVivitConfig(mode="eventful", top_k=config["top_k"], shape=vit_shape(config, depth=1))
     x = torch.from_numpy(inputs["x"])
     states, outputs, counts = None, [], []
     for step in range(config["num_frames"]):
@@ -202,7 +203,7 @@ def _eventful_block(config: Config, inputs: Mapping[str, Any], state: dict[str, 
     stacked = torch.stack(outputs)
     return {
         "out": to_array(stacked),
-        "out.row_stats": _row_stats(stacked),
+        "out.row_stats": row_stats(stacked),
         "out_class_token": to_array(stacked[:, 0]),
         "operation_counts": np.array(counts),
     }

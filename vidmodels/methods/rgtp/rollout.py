@@ -8,7 +8,7 @@ n independent streams. Nothing here has a gradient. Source: specification sectio
 code of Rollout-Guided Token Pruning; where it sorts without saying how ties end, ties here go by number.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Literal, NamedTuple
 
 import torch
@@ -18,6 +18,7 @@ __all__ = [
     "HeadFusion",
     "Pattern",
     "Selection",
+    "class_token_rollout",
     "clusters",
     "fuse_heads",
     "gather_rows",
@@ -86,6 +87,22 @@ def rollout_row_step(row: Tensor, fused: Tensor, query_tokens: Tensor | None = N
     if query_tokens is None:
         return product.add_(weighted)
     return product.scatter_add_(1, query_tokens, weighted)
+
+
+@torch.no_grad()
+def class_token_rollout(fused: Sequence[Tensor], query_tokens: Tensor | None) -> Tensor:
+    """How much each token of the first block contributed to the class token after the last one, (n, s).
+
+    Args:
+        fused: of each block in order: (n, q, s) of the first, whose queries may be of some tokens only, (n, q, q) of
+            the others. Token 0 is the class token.
+        query_tokens: (n, q) which tokens the first block's queries are; None: all.
+    """
+    row = torch.zeros_like(fused[-1][:, 0, : fused[-1].shape[1]])
+    row[:, 0] = 1
+    for attention in fused[:0:-1]:
+        row = rollout_row_step(row, attention)
+    return rollout_row_step(row, fused[0], query_tokens)
 
 
 @torch.no_grad()
