@@ -14,6 +14,7 @@ from torch import Tensor
 from vidmodels.backbones.vivit import Block
 from vidmodels.cases import Array, Component, Config, UnsupportedCase, to_array
 from vidmodels.checkpoints import load_into, rename
+from vidmodels.layers.token_ops import gather_rows
 from vidmodels.methods.rgtp import golden_protocol
 from vidmodels.methods.rgtp.convert import BLOCK_ENTRIES, convert, tadaconv_table
 from vidmodels.methods.rgtp.cost import clip_cost
@@ -23,7 +24,6 @@ from vidmodels.methods.rgtp.rollout import (
     class_token_rollout,
     clusters,
     fuse_heads,
-    gather_rows,
     gilbert_positions,
     heat_map,
     offset_choice,

@@ -14,6 +14,8 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from vidmodels.layers.token_ops import at_least_float32, gather_rows
+
 __all__ = [
     "HeadFusion",
     "Pattern",
@@ -21,7 +23,6 @@ __all__ = [
     "class_token_rollout",
     "clusters",
     "fuse_heads",
-    "gather_rows",
     "gilbert_positions",
     "heat_map",
     "offset_choice",
@@ -55,10 +56,11 @@ class Selection(NamedTuple):
 
 @torch.no_grad()
 def fuse_heads(weights: Tensor, fusion: HeadFusion) -> Tensor:
-    """One attention matrix of all heads, (n, heads, q, s) -> (n, q, s).
+    """One attention matrix of all heads, (n, heads, q, s) -> (n, q, s), in float32 at least.
 
     Root mean squares of rows that sum to 1 no longer sum to 1; that is meant.
     """
+    weights = weights.to(at_least_float32(weights))
     if fusion == "mean":
         return weights.mean(1)
     total = weights[:, 0].square()
@@ -270,12 +272,6 @@ def pattern_patches(pattern: Pattern, grid: tuple[int, int]) -> Selection:
             is_kept = (y % 3 == 0) & (x % 3 == 0)
     flat = is_kept.flatten()
     return Selection(flat.nonzero().T, (~flat).nonzero().T)
-
-
-def gather_rows(x: Tensor, index: Tensor) -> Tensor:
-    """x[i, index[i, j]] for (n, s, ...) and (n, k): whole rows are copied, several times faster than a gather."""
-    offsets = torch.arange(len(x), device=index.device)[:, None] * x.shape[1]
-    return x.flatten(0, 1).index_select(0, (index + offsets).flatten()).view(*index.shape, *x.shape[2:])
 
 
 # ---- Gilbert curve ----

@@ -18,6 +18,7 @@ from torch.nn.functional import dropout
 
 from vidmodels.backbones.vit import SIZES, ViTShape, init_weights
 from vidmodels.backbones.vivit import Block, FactorisedViViT
+from vidmodels.layers.token_ops import at_least_float32, full_precision, gather_rows
 from vidmodels.methods.rgtp import eventful
 from vidmodels.methods.rgtp.rollout import (
     HeadFusion,
@@ -25,7 +26,6 @@ from vidmodels.methods.rgtp.rollout import (
     class_token_rollout,
     clusters,
     fuse_heads,
-    gather_rows,
     gilbert_positions,
     heat_map,
     offset_choice,
@@ -406,18 +406,21 @@ class RgtpVivit(nn.Module):
         if not with_heat:
             return TimeStep(class_token, kept, None, None, choice, shifted)
 
-        values = class_token_rollout(fused, None if kept is None else token_numbers(kept))[:, 1:]
-        if kept is None:
-            return TimeStep(class_token, None, heat_map(values, None, None), None, choice, shifted)
-        cluster = clusters(keys.mean(1)[:, 1:], kept)
-        heat = heat_map(values.gather(1, kept), kept, cluster)
+        with full_precision(x.device.type):
+            values = class_token_rollout(fused, None if kept is None else token_numbers(kept))[:, 1:]
+            if kept is None:
+                return TimeStep(class_token, None, heat_map(values, None, None), None, choice, shifted)
+            cluster = clusters(keys.to(at_least_float32(keys)).mean(1)[:, 1:], kept)
+            heat = heat_map(values.gather(1, kept), kept, cluster)
         return TimeStep(class_token, kept, heat, cluster, choice, shifted)
 
     def choose(self, embedding: Tensor, previous: Tensor, heat: Tensor) -> tuple[Tensor | None, Tensor, Tensor]:
         """What an ordinary step keeps: (n, p) where heat came from, (n, p) the shifted heat, (n, k) patches."""
         config, choice = self.config, None
         if config.offset_radius:
-            choice = offset_choice(embedding, previous, grid=self.backbone.grid, radius=config.offset_radius)
+            now, before = (x.to(at_least_float32(x)) for x in (embedding, previous))
+            with full_precision(now.device.type):
+                choice = offset_choice(now, before, grid=self.backbone.grid, radius=config.offset_radius)
             heat = shift_heat(heat, choice, sources=self.sources)
         selection = select(
             heat,
