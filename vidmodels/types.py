@@ -11,7 +11,7 @@ from vidprep.load.transforms import CropPlacement, TrainCrop
 from vidprep.load.types import Batch
 from vidprep.sampling import ClipPlacement, Sampler, Short
 
-__all__ = ["Batch", "Cost", "Data", "Eval", "Method", "Output", "Published", "Recipe", "Train"]
+__all__ = ["Batch", "Cost", "Data", "Eval", "Features", "Method", "Output", "Published", "Recipe", "Train"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -236,6 +236,22 @@ class Recipe:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Features:
+    """How a model's costly first part is run once for every video and the rest learns on what it gave."""
+
+    compute: Callable[[nn.Module, Tensor], Tensor]
+    """(model, clips (n, t, c, h, w)) -> features (n, time, d)."""
+    rest: Callable[[nn.Module], nn.Module]
+    """The part that learns: `forward(features (n, time, d, 1, 1)) -> Output`; shares the model's parameters."""
+    prefixes: tuple[str, ...]
+    """What the names of the entries begin with that features depend on."""
+    settings: Callable[[Any], dict[str, Any]]
+    """(config) -> those of its settings that features depend on, as JSON has them."""
+    freeze: str
+    """Which setting keeps these entries as they are, in training: "model.trained = ..."."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Method:
     """A method is a value: its parts, and nothing that the loops do not need."""
 
@@ -259,6 +275,8 @@ class Method:
     """(model, clip (t, c, h, w), the same as pixels in 0 ... 1) -> a picture of what it keeps; None: nothing to see."""
     drawn_recipe: str = ""
     """The recipe that is drawn when none is named."""
+    features: Features | None = None
+    """For training on cached features; None: it trains on clips only."""
 
 
 def _at_least(least: int, **values: float) -> None:

@@ -2,7 +2,7 @@
 
 from vidmodels.methods.rgtp.convert import convert
 from vidmodels.methods.rgtp.cost import summarise
-from vidmodels.methods.rgtp.training import param_groups, training_step
+from vidmodels.methods.rgtp.training import FEATURES, param_groups, training_step
 from vidmodels.methods.rgtp.vivit import RgtpVivit, RgtpVivitConfig, StreamState, build
 from vidmodels.types import Method
 
@@ -18,4 +18,5 @@ VIVIT = Method(
     make_dynamic=lambda model: model,
     convert=convert,
     summarise=summarise,
+    features=FEATURES,
 )

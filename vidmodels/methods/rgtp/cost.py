@@ -12,7 +12,8 @@ from math import ceil
 from torch import nn
 
 from vidmodels.methods.rgtp.rollout import pattern_patches, sampling_stride
-from vidmodels.methods.rgtp.vivit import RgtpVivit, RgtpVivitConfig
+from vidmodels.methods.rgtp.training import rgtp_model
+from vidmodels.methods.rgtp.vivit import RgtpVivitConfig
 from vidmodels.types import Output
 
 __all__ = ["ClipCost", "clip_cost", "num_kept_patches", "step_cost", "summarise"]
@@ -107,13 +108,12 @@ def summarise(model: nn.Module, output: Output) -> dict[str, float]:
     `gmacs_published`: as the published code counts. `tokens_kept`: of all patches of all time steps, the share that is
     left after the first block.
     """
-    if not isinstance(model, RgtpVivit):
-        raise TypeError(f"expected an RgtpVivit model, got {type(model).__name__}")
-    config, grid = model.config, model.backbone.grid
-    kept = sum(num_kept_patches(config, step, grid) for step in range(model.backbone.num_steps))
+    own = rgtp_model(model)
+    config, grid, num_steps = own.config, own.backbone.grid, own.backbone.num_steps
+    kept = sum(num_kept_patches(config, step, grid) for step in range(num_steps))
     return {
         "gmacs_published": clip_cost(config, output.logits.shape[-1]).published / 1e9,
-        "tokens_kept": kept / (model.backbone.num_steps * grid[0] * grid[1]),
+        "tokens_kept": kept / (num_steps * grid[0] * grid[1]),
     }
 
 
