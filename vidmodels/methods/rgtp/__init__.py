@@ -2,6 +2,7 @@
 
 from vidmodels.methods.rgtp.convert import convert
 from vidmodels.methods.rgtp.cost import summarise
+from vidmodels.methods.rgtp.show import draw_heat_and_kept_tokens
 from vidmodels.methods.rgtp.training import FEATURES, param_groups, training_step
 from vidmodels.methods.rgtp.vivit import RgtpVivit, RgtpVivitConfig, StreamState, build
 from vidmodels.types import Method
@@ -18,5 +19,7 @@ VIVIT = Method(
     make_dynamic=lambda model: model,
     convert=convert,
     summarise=summarise,
+    draw=draw_heat_and_kept_tokens,
+    drawn_recipe="rgtp_vivit/kinetics400_keep_0215",
     features=FEATURES,
 )
