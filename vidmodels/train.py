@@ -42,7 +42,7 @@ from vidmodels.evaluate import choose_device, classify
 from vidmodels.features import FeatureDataset, open_features, weights_digest
 from vidmodels.methods import METHODS
 from vidmodels.recipes import differences, dump_recipe, load_recipe
-from vidmodels.runs import read_facts
+from vidmodels.runs import read_facts, select_weights
 from vidmodels.schedules import learning_rate_factor
 from vidmodels.types import Method, Recipe, Train
 from vidprep.console import track
@@ -289,7 +289,7 @@ def _start_from(path: Path, model: nn.Module, method: Method) -> None:
         state, fresh = model.initial_weights(state)
         if fresh:
             logger.info("%s: these start afresh: %s", path, ", ".join(fresh))
-    load_into(model, state, path)
+    load_into(model, select_weights(model, state), path)
 
 
 def _run_epochs(
