@@ -191,7 +191,7 @@ class RgtpVivit(nn.Module):
             position_grid=None if side is None else (side, side),
             drop_path=config.drop_path,
         )
-        if not round(config.keep_ratio * self.backbone.num_patches):
+        if config.mode == "rollout" and not round(config.keep_ratio * self.backbone.num_patches):
             raise ValueError(f"keep_ratio {config.keep_ratio} of {self.backbone.num_patches} patches is none; raise it")
         self.head = nn.Linear(config.shape.width, num_classes)
         self.noun_head = nn.Linear(config.shape.width, config.num_noun_classes) if config.num_noun_classes else None
