@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from vidmodels.methods import rgtp, sta, tam, taps, uni_adafocus
 from vidmodels.types import Method
 
-__all__ = ["METHODS"]
+__all__ = ["ALIASES", "METHODS"]
 
 METHODS: Mapping[str, Method] = {
     "taps": taps.METHOD,
@@ -14,3 +14,6 @@ METHODS: Mapping[str, Method] = {
     "tam": tam.METHOD,
     "uni_adafocus": uni_adafocus.METHOD,
 }
+
+ALIASES: Mapping[str, str] = {"rgtp": "rgtp_vivit"}
+"""What a method may also be called when its pictures or recipes are shown: a paper's name, where it has two methods."""

@@ -28,8 +28,8 @@ GREY = 0.45
 def draw_heat_and_kept_tokens(model: nn.Module, clip: Tensor, pixels: Tensor) -> Image.Image:
     """Run a clip and draw, for every time step, its first frame, its kept patches, and the heat map that it leaves.
 
-    The heat map of a time step says what the next one keeps, unless that is a reset. Each map is scaled to its hottest
-    patch: black, red, yellow, white.
+    The heat map of a time step says what the next one keeps, unless that is a reset. Each map goes from its coldest
+    patch to its hottest: black, red, yellow, white.
 
     Args:
         model: an `RgtpVivit` that prunes, in evaluation mode.
@@ -58,13 +58,18 @@ def draw_heat_and_kept_tokens(model: nn.Module, clip: Tensor, pixels: Tensor) ->
         visible = _enlarged(kept.view(rows, columns), frame.shape)
         faded = 255 - (255 - frame.astype(np.float32)) * (1 - FADED * (1 - visible))
         seen = GREY * frame.mean(-1, keepdims=True) + (1 - GREY) * _heat_colours(
-            _enlarged((heat / heat.max().clamp(min=1e-12)).view(rows, columns), frame.shape)
+            _enlarged(_scaled(heat).view(rows, columns), frame.shape)
         )
         draw.text((left, top + 2), f"step {number}: {_kind(own, number)}", fill="black")
         draw.text((left, top + 2 + LABEL_HEIGHT), f"{int(kept.sum())} of {len(kept)} kept", fill="black")
         for place, picture in enumerate((frame, faded, seen)):
             canvas.paste(_cell(picture), (left, top + 2 * LABEL_HEIGHT + GAP + place * (CELL + GAP)))
     return canvas
+
+
+def _scaled(heat: Tensor) -> Tensor:
+    """From 0 at the coldest to 1 at the hottest; 0 where all are alike."""
+    return (heat - heat.min()) / (heat.max() - heat.min()).clamp(min=1e-12)
 
 
 def _kind(model: RgtpVivit, number: int) -> str:
