@@ -10,6 +10,7 @@ BENCHMARKS = {
     "decode": "scripts.benchmarks.decode",
     "extract": "scripts.benchmarks.extract",
     "load": "scripts.benchmarks.load",
+    "rgtp_vivit": "scripts.benchmarks.rgtp_vivit",
     "sta": "scripts.benchmarks.sta",
 }
 """Name -> module with `run(rounds=...) -> (ratios, machine)`."""
