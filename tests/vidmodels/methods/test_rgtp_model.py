@@ -234,9 +234,13 @@ def test_patches_are_chosen_in_full_precision_under_autocast() -> None:
     model.choose = listen  # type: ignore[method-assign]
     with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
         output = model(frames)
+        logits, _ = stream(model, frames)
+    model.bfloat16()(frames.bfloat16())
+    logits += stream(model, frames.bfloat16())[0]
     assert set(chosen) == {torch.float32}
     assert output.logits.isfinite().all()
-    stream(model, frames)
+    assert logits[6].isfinite().all()
+    assert logits[13].isfinite().all()
 
 
 def test_inference_mode_leaves_a_model_that_trains() -> None:
@@ -268,6 +272,8 @@ def test_a_stream_wants_the_frames_of_one_time_step_of_each_stream() -> None:
         model.step(videos()[:, :3], model.start(2))
     with pytest.raises(ValueError, match=r"expected 2 frames of each of 1 streams, got \(2, 2\)"):
         model.step(videos()[:, :2], model.start(1))
+    with pytest.raises(TypeError, match=r"a slice, a list or a tensor of streams, got 1; one alone is state\[\[1\]\]"):
+        model.start(2)[1]  # type: ignore[index]
     with pytest.raises(UsageError, match=r'streams run with model\.mode "rollout" or "base"'):
         tiny(mode="eventful").step(videos()[:, :2], model.start(2))
 

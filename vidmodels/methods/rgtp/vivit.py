@@ -131,7 +131,15 @@ class StreamState:
     """(n, time, d): of the last time steps of a clip's length, the newest at the end."""
 
     def __getitem__(self, index: Tensor | slice | Sequence[int]) -> "StreamState":
-        """The streams at these places, in this order."""
+        """The streams at these places, in this order.
+
+        Raises:
+            TypeError: a single number.
+        """
+        if isinstance(index, int):
+            raise TypeError(
+                f"expected a slice, a list or a tensor of streams, got {index}; one alone is state[[{index}]]"
+            )
         return StreamState(
             time_step=self.time_step[index],
             heat=self.heat[index],
@@ -298,7 +306,7 @@ class RgtpVivit(nn.Module):
         n, d = num_streams, backbone.shape.width
         return StreamState(
             time_step=torch.zeros(n, dtype=torch.int64, device=like.device),
-            heat=like.new_zeros(n, backbone.num_patches),
+            heat=like.new_zeros(n, backbone.num_patches, dtype=at_least_float32(like)),
             embedding=like.new_zeros(n, backbone.num_patches, d),
             class_tokens=like.new_zeros(n, backbone.num_steps, d),
         )
@@ -338,7 +346,7 @@ class RgtpVivit(nn.Module):
             now = self.run_step(
                 embedding[index], kind=kind, previous=before.embedding, heat=before.heat, with_heat=with_heat
             )
-            tokens[index] = now.class_token
+            tokens[index] = now.class_token.to(tokens.dtype)
             kept[index] = self._kept_mask(now)
             if now.heat is not None:
                 heat[index] = now.heat
