@@ -18,7 +18,7 @@ from vidmodels.runs import Run, find_run, load_model
 from vidmodels.types import Features, Recipe
 from vidprep.console import track
 from vidprep.errors import CorruptShard, UsageError
-from vidprep.index import ShardFacts
+from vidprep.index import ShardFacts, sample_id
 from vidprep.load.loader import make_loader
 from vidprep.load.shards import ShardDataset
 from vidprep.load.types import Sample
@@ -143,7 +143,7 @@ def _cache_split(
         weights_sha256=weights_digest(model, features),
         shape=(shape[0], shape[1], shape[2]),
         videos_per_shard=batch_size * max(1, VIDEOS_PER_SHARD // batch_size),
-        video_id=tuple(video.video_id for video in dataset.videos),
+        video_id=tuple(sample_id(video) for video in dataset.videos),
         labels=tuple(video.labels for video in dataset.videos),
     )
     facts = _begin(index, out)

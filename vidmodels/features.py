@@ -65,6 +65,7 @@ class FeatureIndex:
     """(v, time, d) of a video."""
     videos_per_shard: int
     video_id: tuple[str, ...]
+    """Of segments: with their names or their times."""
     labels: tuple[tuple[int, ...], ...]
     """Of each video, as in the split: class indices; (verb, noun) for verb_noun."""
     shards: tuple[ShardFacts, ...] = ()
