@@ -262,8 +262,8 @@ def sample_clips(
         stride = _stride(num_segments, window)
         gap = max(num_frames - num_segments * stride, 0) / (num_clips - 1)
         starts = np.array([int(clip * gap) for clip in range(num_clips)], dtype=np.int64)
-        clips = np.minimum(starts[:, None] + stride * steps, num_frames - 1)
-        return clips
+        padded: NDArray[np.int64] = np.minimum(starts[:, None] + stride * steps, num_frames - 1)
+        return padded
     if sampler == "dense":
         stride = _stride(num_segments, window)
         num_starts = _num_starts(num_frames, num_segments * stride)
