@@ -78,7 +78,8 @@ class TrainingState:
 def load_checkpoint(path: Path) -> dict[str, Tensor]:
     """The state dict of a `.safetensors` file or of a PyTorch file, on the CPU.
 
-    A training state that holds it under "state_dict", "module" (DeepSpeed), "model" or "model_state" (PySlowFast) is
+    A training state that holds it under "state_dict", "module" (DeepSpeed), "model" or "model_state" (PySlowFast,
+    TAdaConv) is
     unwrapped, in this order.
     Nothing else is changed: prefixes such as `module.` are the converters' business.
 

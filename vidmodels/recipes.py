@@ -15,7 +15,7 @@ from vidmodels.methods import METHODS
 from vidmodels.types import Recipe
 from vidprep.errors import UnknownName, UsageError, suggest
 
-__all__ = ["dump_recipe", "list_recipes", "load_recipe", "read_recipe"]
+__all__ = ["differences", "dump_recipe", "list_recipes", "load_recipe", "read_recipe"]
 
 FOLDER = Path(methods.__file__).parent
 
@@ -93,9 +93,21 @@ def dump_recipe(recipe: Recipe) -> str:
     return "\n".join(_dump_table(recipe, "")) + "\n"
 
 
+def differences(there: Mapping[str, Any], now: Mapping[str, Any], path: str = "") -> list[str]:
+    """Where two tables of settings differ, a sentence each: "train.lr: 0.1 there, 0.2 now"."""
+    found = []
+    for name in {**there, **now}:
+        old, new = there.get(name), now.get(name)
+        if isinstance(old, dict) and isinstance(new, dict):
+            found += differences(old, new, f"{path}{name}.")
+        elif old != new:
+            found.append(f"{path}{name}: {old!r} there, {new!r} now")
+    return found
+
+
 def _files() -> dict[str, Path]:
     found = {}
-    for path in FOLDER.glob("*/recipes/*.toml"):
+    for path in FOLDER.glob("*/recipes/**/*.toml"):
         method = tomllib.loads(path.read_text(encoding="utf-8"))["method"]
         found[f"{method}/{path.stem}"] = path
     return found

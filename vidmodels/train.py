@@ -19,7 +19,7 @@ import logging
 import math
 import random
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -45,10 +45,11 @@ from vidmodels.checkpoints import (
 from vidmodels.data import open_split
 from vidmodels.distributed import World, joined_world
 from vidmodels.evaluate import choose_device, classify, gathered
+from vidmodels.features import FeatureDataset, open_features, weights_digest
 from vidmodels.layers.sync_norm import synchronise_norms
 from vidmodels.methods import METHODS
-from vidmodels.recipes import dump_recipe, load_recipe
-from vidmodels.runs import read_facts
+from vidmodels.recipes import differences, dump_recipe, load_recipe
+from vidmodels.runs import read_facts, select_weights
 from vidmodels.schedules import learning_rate_factor
 from vidmodels.types import Batch, Method, Recipe, Train
 from vidprep.console import track
@@ -111,9 +112,12 @@ class Parts:
     model: nn.Module
     """The method's own, which holds the weights."""
     trained: nn.Module
-    """What a pass goes through: the model, or DistributedDataParallel around it."""
+    """What a pass goes through: the model, or the part of it that learns on cached features, and
+    DistributedDataParallel around it where there are several processes."""
     averaged: AveragedModel | None
-    """Its moving average, where the recipe wants one."""
+    """The model's moving average, where the recipe wants one."""
+    rest: Callable[[nn.Module], nn.Module] | None
+    """Of a model, the part that learns on cached features; None: trained on clips."""
     optimizer: torch.optim.Optimizer
     initial_rates: tuple[float, ...]
     """Of each group, before the schedule."""
@@ -122,9 +126,14 @@ class Parts:
     save_steps: int | None
 
     @property
-    def evaluated(self) -> nn.Module:
-        """The weights that count: averaged ones where there are."""
+    def weights(self) -> nn.Module:
+        """The model whose weights count: the averaged one where there is one."""
         return self.model if self.averaged is None else self.averaged.module
+
+    @property
+    def evaluated(self) -> nn.Module:
+        """What is evaluated: with the weights that count, on what it trains on."""
+        return self.weights if self.rest is None else self.rest(self.weights)
 
     @property
     def batch_size(self) -> int:
@@ -144,9 +153,10 @@ class Progress:
 
 def train(
     recipe: Recipe,
-    data: Path,
+    data: Path | None,
     out: Path,
     *,
+    cache: Path | None = None,
     device: str | None = None,
     workers: int | None = None,
     save_steps: int | None = None,
@@ -155,8 +165,10 @@ def train(
 
     Args:
         recipe: with a `train` part.
-        data: shards, with the recipe's training and validation splits.
+        data: shards, with the recipe's training and validation splits; None: `cache` is given.
         out: run folder; made when missing.
+        cache: train on these cached features instead, which `vidmodels cache` wrote with the recipe's settings and
+            initial weights: on all views of each video, and only what comes after them.
         device: "cpu", "cuda", "cuda:1"; None takes a GPU where there is one. Under torchrun "cuda" is each process's
             own GPU.
         workers: threads that prepare clips; None starts one per CPU.
@@ -184,23 +196,43 @@ def train(
     with joined_world(on_gpu=chosen.type == "cuda") as world:
         if world.size > 1 and chosen.type == "cuda":
             chosen = torch.device("cuda", world.local_rank)
-        return _train(recipe, settings, data, out, world=world, device=chosen, workers=workers, save_steps=save_steps)
+        return _train(
+            recipe,
+            settings,
+            data,
+            out,
+            cache=cache,
+            world=world,
+            device=chosen,
+            workers=workers,
+            save_steps=save_steps,
+        )
 
 
 def _train(
     recipe: Recipe,
     settings: Train,
-    data: Path,
+    data: Path | None,
     out: Path,
     *,
+    cache: Path | None,
     world: World,
     device: torch.device,
     workers: int | None,
     save_steps: int | None,
 ) -> dict[str, Any]:
-    train_set = open_split(recipe, data, recipe.data.train_split, train=True)
-    val_set = open_split(recipe, data, recipe.data.val_split, train=False)
-    facts = _facts(data, train_set, val_set)
+    train_set: ShardDataset | FeatureDataset
+    val_set: ShardDataset | FeatureDataset
+    if cache is not None:
+        train_set = open_features(recipe, cache, recipe.data.train_split)
+        val_set = open_features(recipe, cache, recipe.data.val_split)
+        facts = _facts(Path(train_set.manifest.data), train_set, val_set) | {"cache": str(cache.resolve())}
+    elif data is not None:
+        train_set = open_split(recipe, data, recipe.data.train_split, train=True)
+        val_set = open_split(recipe, data, recipe.data.val_split, train=False)
+        facts = _facts(data, train_set, val_set)
+    else:
+        raise UsageError("training needs shards or cached features; give one of them.")
     _check_folder(recipe, facts, out)
     world.wait()  # nobody writes before all have looked
     if (out / "result.json").exists():
@@ -210,8 +242,8 @@ def _train(
         return result
     if len(train_set) < settings.batch_size:
         raise UsageError(
-            f"{data}: {len(train_set)} training clips make no step of train.batch_size = {settings.batch_size}; "
-            "lower it."
+            f"{cache or data}: {len(train_set)} training clips make no step of train.batch_size = "
+            f"{settings.batch_size}; lower it."
         )
     train_loader = make_loader(
         train_set,
@@ -231,6 +263,7 @@ def _train(
         recipe,
         settings,
         num_classes=len(train_set.manifest.classes),
+        features=[part for part in (train_set, val_set) if isinstance(part, FeatureDataset)],
         world=world,
         device=device,
         save_steps=save_steps,
@@ -272,7 +305,9 @@ def _clips_of_a_pass(settings: Train, world: World) -> int:
     return clips
 
 
-def _facts(data: Path, train_set: ShardDataset, val_set: ShardDataset) -> dict[str, Any]:
+def _facts(
+    data: Path, train_set: ShardDataset | FeatureDataset, val_set: ShardDataset | FeatureDataset
+) -> dict[str, Any]:
     """What `run.json` says: which shards these are."""
     if train_set.manifest.classes != val_set.manifest.classes:
         raise UsageError(
@@ -297,7 +332,7 @@ def _check_folder(recipe: Recipe, facts: Mapping[str, Any], out: Path) -> None:
     if not (out / "last.pt").exists():
         return
     other = load_recipe(out / "recipe.toml")
-    differing = _differences(dataclasses.asdict(other), dataclasses.asdict(recipe))
+    differing = differences(dataclasses.asdict(other), dataclasses.asdict(recipe))
     before = read_facts(out / "run.json")
     if before.get("shards") != facts["shards"]:
         differing.append(f"shards: those of {before['data']} there, those of {facts['data']} now")
@@ -307,22 +342,12 @@ def _check_folder(recipe: Recipe, facts: Mapping[str, Any], out: Path) -> None:
         )
 
 
-def _differences(there: Mapping[str, Any], now: Mapping[str, Any], path: str = "") -> list[str]:
-    found = []
-    for name in {**there, **now}:
-        old, new = there.get(name), now.get(name)
-        if isinstance(old, dict) and isinstance(new, dict):
-            found += _differences(old, new, f"{path}{name}.")
-        elif old != new:
-            found.append(f"{path}{name}: {old!r} there, {new!r} now")
-    return found
-
-
 def _prepare(
     recipe: Recipe,
     settings: Train,
     *,
     num_classes: int,
+    features: Sequence[FeatureDataset],
     world: World,
     device: torch.device,
     save_steps: int | None,
@@ -352,15 +377,14 @@ def _prepare(
     if settings.ema_decay is not None:
         average = get_ema_multi_avg_fn(settings.ema_decay)  # type: ignore[no-untyped-call]
         averaged = AveragedModel(model, multi_avg_fn=average, use_buffers=True)
-    trained = model
+    rest = _learning_part(recipe, method, model, features) if features else None
+    trained = model if rest is None else rest(model)
     if world.size > 1:
         if settings.sync_norms:
             synchronise_norms(model)
         # Methods leave out parts of their networks in some epochs, and for some settings.
         trained = DistributedDataParallel(
-            model,
-            device_ids=[device] if device.type == "cuda" else None,
-            find_unused_parameters=True,
+            trained, device_ids=[device] if device.type == "cuda" else None, find_unused_parameters=True
         )
     return Parts(
         recipe=recipe,
@@ -370,12 +394,44 @@ def _prepare(
         model=model,
         trained=trained,
         averaged=averaged,
+        rest=rest,
         optimizer=optimizer,
         initial_rates=tuple(group["lr"] for group in optimizer.param_groups),
         scaler=torch.amp.GradScaler("cuda", enabled=settings.amp == "fp16" and device.type == "cuda"),
         device=device,
         save_steps=save_steps,
     )
+
+
+def _learning_part(
+    recipe: Recipe, method: Method, model: nn.Module, datasets: Sequence[FeatureDataset]
+) -> Callable[[nn.Module], nn.Module]:
+    """What of the model learns on cached features, which are those of the model as it starts.
+
+    Raises:
+        UsageError: the features were made with other weights, or the recipe trains what made them.
+    """
+    features = method.features
+    if features is None:
+        raise UsageError(f"{method.name} has no features to cache; train it on the clips themselves.")
+    learning = [name for name, p in model.named_parameters() if p.requires_grad]
+    frozen = [name for name in learning if name.startswith(features.prefixes)]
+    if frozen:
+        raise UsageError(
+            f"recipe {recipe.name} trains {frozen[0]} and {len(frozen) - 1} more, but cached features are made "
+            f"with these as they are; freeze them ({features.freeze})."
+        )
+    weights = weights_digest(model, features)
+    init = "none" if recipe.train is None else recipe.train.init
+    for dataset in datasets:
+        made_with = dataset.manifest.weights_sha256
+        if made_with != weights:
+            raise UsageError(
+                f"{dataset.folder}, split {dataset.manifest.split}: features of other weights (SHA-256 "
+                f"{made_with[:12]}...) than train.init = {init!r} gives ({weights[:12]}...); start from "
+                "the weights that they were made with, or make them anew."
+            )
+    return features.rest
 
 
 def _start_from(path: Path, model: nn.Module, method: Method) -> None:
@@ -390,7 +446,7 @@ def _start_from(path: Path, model: nn.Module, method: Method) -> None:
         state, fresh = model.initial_weights(state)
         if fresh:
             logger.info("%s: these start afresh: %s", path, ", ".join(fresh))
-    load_into(model, state, path)
+    load_into(model, select_weights(model, state), path)
 
 
 def _run_epochs(
@@ -590,7 +646,7 @@ def _save_epoch(
                 "epoch": str(epoch),
                 "val": json.dumps(records[-1]["val"]),
             }
-            save_weights(out / "best.safetensors", parts.evaluated.state_dict(), metadata)
+            save_weights(out / "best.safetensors", parts.weights.state_dict(), metadata)
         _write_text(out / "log.jsonl", "".join(json.dumps(record) + "\n" for record in records))
     _save_state(parts, loader, Progress(epoch=epoch + 1), out)
 

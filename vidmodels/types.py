@@ -11,7 +11,8 @@ from vidprep.load.transforms import CropPlacement, TrainCrop
 from vidprep.load.types import Batch
 from vidprep.sampling import ClipPlacement, Sampler, Short
 
-__all__ = ["Batch", "Cost", "Data", "EarlyExit", "Eval", "Method", "Output", "Published", "Recipe", "Train"]
+__all__ = ["Batch", "Cost", "Data", "EarlyExit", "Eval", "Features", "Method", "Output", "Published", "Recipe"]
+__all__ += ["Train"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +48,7 @@ class Data:
     train_sampler: Sampler = "segments"
     """How one clip is taken, in evaluation too: see `vidprep.sampling`."""
     dense_window: int = 64
-    """Frames that a clip of "dense" and "window" spans; its stride is window // t."""
+    """Frames that a clip of "dense", "window" and "strided" spans; its stride is window // t."""
     leading_frames: int = 0
     """Of a "jittered" clip: so many frames are sampled over the whole video on their own, and lie before the others."""
     short: Short = "last"
@@ -64,6 +65,8 @@ class Data:
     """Side of the square that the model sees."""
     antialias: bool = True
     """Resize as PIL does before the evaluation crop; off: as OpenCV."""
+    resize_floats: bool = False
+    """Resize floats instead of bytes before the evaluation crop: see `vidprep.load.transforms.EvalTransform`."""
     train_crop: TrainCrop = "multi_scale"
     """How training crops: see `vidprep.load.transforms.TrainTransform`."""
     num_repeats: int = 1
@@ -192,6 +195,8 @@ class Published:
     map: float | None = None
     gmacs: float | None = None
     """Multiply-accumulates in 1e9, per video or as `convention` says."""
+    gmacs_views: int = 1
+    """Clips whose sum `gmacs` is: the views of a video, where the authors count them all."""
     gmacs_figure: str = ""
     """Which of the figures of `Method.summarise` counts in that convention; "": all MACs that run."""
     convention: str = ""
@@ -258,11 +263,28 @@ class EarlyExit:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Features:
+    """How a model's costly first part is run once for every video and the rest learns on what it gave."""
+
+    compute: Callable[[nn.Module, Tensor], Tensor]
+    """(model, clips (n, t, c, h, w)) -> features (n, time, d)."""
+    rest: Callable[[nn.Module], nn.Module]
+    """The part that learns: `forward(features (n, time, d, 1, 1)) -> Output`; shares the model's parameters."""
+    prefixes: tuple[str, ...]
+    """What the names of the entries begin with that features depend on."""
+    settings: Callable[[Any], dict[str, Any]]
+    """(config) -> those of its settings that features depend on, as JSON has them."""
+    freeze: str
+    """Which setting keeps these entries as they are, in training: "model.trained = ..."."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Method:
     """A method is a value: its parts, and nothing that the loops do not need."""
 
     name: str
     paper: str
+    """URL, or the title where no address is known."""
     Config: type
     """Frozen dataclass of only what the paper varies."""
     build: Callable[[Any, int], nn.Module]
@@ -282,6 +304,8 @@ class Method:
     """The recipe that is drawn when none is named."""
     early_exit: EarlyExit | None = None
     """None: no exits, all of a clip is always looked at."""
+    features: Features | None = None
+    """For training on cached features; None: it trains on clips only."""
 
 
 def _at_least(least: int, **values: float) -> None:

@@ -85,6 +85,11 @@ def test_show_of_a_method_lists_its_recipes(capsys: pytest.CaptureFixture[str]) 
     assert "taps/toy" not in shown
 
 
+def test_a_paper_with_a_method_of_another_name_is_shown_too(capsys: pytest.CaptureFixture[str]) -> None:
+    assert call("show", "rgtp") == 0
+    assert "rgtp_vivit/kinetics400_keep_0215" in capsys.readouterr().out
+
+
 def test_training_leaves_a_run_and_says_so_when_asked_again(
     runs: Path, shards: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -192,6 +197,16 @@ def test_cost_counts_parameters_and_macs(tmp_path: Path, capsys: pytest.CaptureF
     content: dict[str, Any] = json.loads(figures.read_text())
     assert content["figures"]["GMACs per clip, dynamic"] < content["figures"]["GMACs per clip"]
     assert sum(content["gmacs_by_operator"].values()) == pytest.approx(content["figures"]["GMACs per clip"])
+
+
+def test_costs_published_for_all_views_stand_beside_as_many_of_ours(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    counted = {"parameters": 115062928, "GMACs per clip": 50.2, "gmacs_published (random weights)": 50.6707}
+    monkeypatch.setattr(cli, "_count", lambda recipe, num_classes: (dict(counted), {"addmm": 50.2}))
+    assert call("cost", "kinetics400_keep_0066") == 0
+    row = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("gmacs_published, 12 views"))
+    assert row.split()[-4:] == ["608.0484", "610.0000", "-0.32", "%"]
 
 
 def test_wrong_questions_are_one_line_with_the_nearest_names(

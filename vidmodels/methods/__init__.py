@@ -2,14 +2,18 @@
 
 from collections.abc import Mapping
 
-from vidmodels.methods import sta, tam, taps, uni_adafocus
+from vidmodels.methods import rgtp, sta, tam, taps, uni_adafocus
 from vidmodels.types import Method
 
-__all__ = ["METHODS"]
+__all__ = ["ALIASES", "METHODS"]
 
 METHODS: Mapping[str, Method] = {
     "taps": taps.METHOD,
     "sta": sta.METHOD,
+    "rgtp_vivit": rgtp.VIVIT,
     "tam": tam.METHOD,
     "uni_adafocus": uni_adafocus.METHOD,
 }
+
+ALIASES: Mapping[str, str] = {"rgtp": "rgtp_vivit"}
+"""What a method may also be called when its pictures or recipes are shown: a paper's name, where it has two methods."""

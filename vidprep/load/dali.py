@@ -213,7 +213,7 @@ def _check_key_frames(container: InputContainer, stream: VideoStream, row: Sampl
 
 def _refuse_settings(settings: ClipSettings) -> None:
     """What the pipeline does not do to frames."""
-    not_here = {"antialias = false": not settings.antialias}
+    not_here = {"antialias = false": not settings.antialias, "resize_floats": settings.resize_floats}
     if settings.train:
         not_here = {
             "rand_augment": bool(settings.rand_augment),

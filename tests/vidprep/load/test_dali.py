@@ -341,6 +341,7 @@ def test_what_dali_cannot_do_is_refused(tmp_path: Path, monkeypatch: pytest.Monk
     videos = ClipDataset(dataset.videos, [tmp_path / "0a.mp4"], task="single_label", num_classes=8, **CLIPS)
     refuse(r"reads shards \(ShardDataset\), got a ClipDataset; write shards with `vidprep shard`", dataset=videos)
     refuse("leave dct_scaling off", dataset=ShardDataset(folder, dct_scaling=True, **CLIPS))
+    refuse("does not do resize_floats", dataset=ShardDataset(folder, resize_floats=True, **CLIPS))
     whole = ShardDataset(folder, num_frames=4, resize=96, crop=96, whole_frames=True)
     refuse("leave whole_frames off, or choose backend='threads'", dataset=whole)
     refuse("backend is 'threads' or 'dali', device 'cpu' or 'gpu'; got 'DALI' and 'cpu'", backend="DALI")
