@@ -1,7 +1,7 @@
 """From prepared videos to batches of clips, for any training loop."""
 
 from vidprep.load.dataset import ClipDataset, ClipOptions, ClipSettings, open_videos
-from vidprep.load.loader import BufferedSource, Loader, LoadFault, SampleSource, make_loader
+from vidprep.load.loader import BufferedSource, Loader, LoadFault, PlannedSource, SampleSource, make_loader
 from vidprep.load.remote import ShardCache
 from vidprep.load.shards import ShardDataset
 from vidprep.load.transforms import (
@@ -27,6 +27,7 @@ __all__ = [
     "FrameTargets",
     "LoadFault",
     "Loader",
+    "PlannedSource",
     "Sample",
     "SampleSource",
     "ShardCache",
