@@ -18,6 +18,7 @@ processes of a backend; the latter does not depend on what else the machine does
 set size (PSS) of the processes together: shared pages count once.
 """
 
+import ctypes
 import io
 import itertools
 import json
@@ -47,6 +48,9 @@ __all__ = ["BACKENDS", "LoadRate", "LoadReport", "LoadTask", "measure_loading"]
 
 BACKENDS = ("limit", "vidprep", "dataloader", "webdataset_pil", "dali_cpu")
 """In the order in which they are shown."""
+
+MOST_WALL_SECONDS = 10
+"""A backend that waits for a busy machine ends its round after so many times the CPU time that was asked for."""
 
 MAX_CLIPS_IN_MEMORY = 512
 """Of the limit, whose compressed data wait in memory."""
@@ -197,7 +201,8 @@ def measure_loading(
     Args:
         task: what is loaded.
         rounds: measured rounds of each backend, after one that is not.
-        seconds: a round is as many batches as take so long, at least one; epochs follow each other without an end.
+        seconds: of CPU time, of all processes of a backend: a round is as many batches as take so long, at least one,
+            or `MOST_WALL_SECONDS` times as long by the clock. Epochs follow each other without an end.
         backends: which of `BACKENDS`.
         say: told what is going on.
 
@@ -383,15 +388,24 @@ def _pss_bytes(pid: int) -> int:
 
 # What follows runs in the processes of the backends.
 
+_PR_SET_PDEATHSIG = 1
+"""Of Linux' `prctl`."""
+
 
 def _serve(backend: str, task: LoadTask) -> None:
-    """Load batches for as many seconds as each line of the standard input says, and answer how many clips they had."""
+    """Load batches for as much CPU time as each line of the standard input says, and answer how many clips they had."""
+    # One that is stopped would outlive the process that started it, had this one not asked to be killed with it.
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     batches = _STREAMS[backend](task)
+    next(batches)  # makes ready
     for line in sys.stdin:
-        seconds, started, num_clips = float(line), time.perf_counter(), 0
+        seconds, num_clips = float(line), 0
+        started, cpu_before = time.perf_counter(), _cpu_seconds(os.getpid())
         while True:
             num_clips += next(batches)
-            if time.perf_counter() - started >= seconds:
+            if _cpu_seconds(os.getpid()) - cpu_before >= seconds:
+                break
+            if time.perf_counter() - started >= MOST_WALL_SECONDS * seconds:
                 break
         sys.stdout.write(f"clips {num_clips}\n")
         sys.stdout.flush()
