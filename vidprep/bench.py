@@ -31,7 +31,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass
 from importlib import import_module
@@ -432,14 +432,17 @@ def _limit(task: LoadTask) -> Iterator[int]:
             simplejpeg.decode_jpeg(data, buffer=memory.frame)
         return len(clip.data)
 
+    endless = itertools.cycle(clips)
     if task.workers == 1:
-        for clip in itertools.cycle(clips):
-            yield int(decode(clip) > 0)
+        while True:
+            yield sum(1 for clip in itertools.islice(endless, task.batch_size) if decode(clip))
     with ThreadPoolExecutor(task.workers) as pool:
-        running = deque(pool.submit(decode, clip) for clip in clips[: 4 * task.workers])
-        for clip in itertools.cycle(clips):
-            running.append(pool.submit(decode, clip))
-            yield int(running.popleft().result() > 0)
+        running: deque[Future[int]] = deque()
+        while True:
+            # A batch ahead, so that no thread waits for the next one.
+            running.extend(pool.submit(decode, clip) for clip in itertools.islice(endless, task.batch_size))
+            if len(running) > task.batch_size:
+                yield sum(1 for _ in range(task.batch_size) if running.popleft().result())
 
 
 @dataclass(frozen=True, kw_only=True)
