@@ -6,8 +6,7 @@ use one data set at the same time.
 
 import logging
 import os
-import threading
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from operator import add
@@ -41,6 +40,9 @@ _MAX_BYTES_AT_ONCE = 512 * 1024
 
 _SAMPLES_AT_ONCE = 8
 """Samples of frames that a loader's thread reads before it decodes the first of them."""
+
+_MAX_FREE_BLOCKS = 32
+"""Blocks of so many bytes that are kept for the next samples."""
 
 _MAX_OPEN_SHARDS = 256
 """Shards held open; further ones are opened for each read, far below the usual limit of 1024 files."""
@@ -382,24 +384,20 @@ class _StoredMembers(Sequence[bytes]):
         return self._files.read(self._shard, self._offsets[index], self._sizes[index])
 
 
-class _Blocks(threading.local):
-    """Memory for samples as they are stored, each thread's own."""
-
-    def __init__(self) -> None:
-        self.free: list[memoryview] = []
-
-
-_blocks = _Blocks()
+_free_blocks: deque[memoryview] = deque(maxlen=_MAX_FREE_BLOCKS)
+"""Memory for samples as they are stored. It outlives the threads of an epoch; its operations are atomic."""
 
 
 def _take_block() -> memoryview:
     """Memory for a sample as it is stored, used again when it is given back."""
-    return _blocks.free.pop() if _blocks.free else memoryview(bytearray(_MAX_BYTES_AT_ONCE))
+    try:
+        return _free_blocks.pop()
+    except IndexError:
+        return memoryview(np.empty(_MAX_BYTES_AT_ONCE, dtype=np.uint8))
 
 
 def _give_block_back(memory: memoryview) -> None:
-    if len(_blocks.free) < _SAMPLES_AT_ONCE:
-        _blocks.free.append(memory)
+    _free_blocks.append(memory)
 
 
 def _long_enough(rows: Sequence[SampleRow], min_frames: int, *, where: str) -> list[SampleRow]:
