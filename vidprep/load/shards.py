@@ -393,7 +393,7 @@ def _take_block() -> memoryview:
     try:
         return _free_blocks.pop()
     except IndexError:
-        return memoryview(np.empty(_MAX_BYTES_AT_ONCE, dtype=np.uint8))
+        return np.empty(_MAX_BYTES_AT_ONCE, dtype=np.uint8).data
 
 
 def _give_block_back(memory: memoryview) -> None:
