@@ -12,24 +12,27 @@ Every backend delivers the same clips in batches of the same kind, in a process 
 
 All but the limit shuffle, as training does; all take their number of workers from the task.
 
-Their rounds take turns, so that all see the same machine. Rates are given per second and per second of CPU time of all
+Their rounds take turns, so that all see the same machine; between its rounds a backend is stopped, so that it neither
+disturbs the others nor works ahead unseen. Rates are given per second and per second of CPU time of all
 processes of a backend; the latter does not depend on what else the machine does. Memory is the largest proportional
 set size (PSS) of the processes together: shared pages count once.
 """
 
+import ctypes
 import io
 import itertools
 import json
-import math
 import os
+import signal
 import statistics
 import subprocess
 import sys
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass
 from importlib import import_module
 from importlib.util import find_spec
@@ -45,6 +48,9 @@ __all__ = ["BACKENDS", "LoadRate", "LoadReport", "LoadTask", "measure_loading"]
 
 BACKENDS = ("limit", "vidprep", "dataloader", "webdataset_pil", "dali_cpu")
 """In the order in which they are shown."""
+
+MOST_WALL_SECONDS = 10
+"""A backend that waits for a busy machine ends its round after so many times the CPU time that was asked for."""
 
 MAX_CLIPS_IN_MEMORY = 512
 """Of the limit, whose compressed data wait in memory."""
@@ -195,7 +201,8 @@ def measure_loading(
     Args:
         task: what is loaded.
         rounds: measured rounds of each backend, after one that is not.
-        seconds: a round is as many epochs as take so long, at least one.
+        seconds: of CPU time, of all processes of a backend: a round is as many batches as take so long, at least one,
+            or `MOST_WALL_SECONDS` times as long by the clock. Epochs follow each other without an end.
         backends: which of `BACKENDS`.
         say: told what is going on.
 
@@ -278,19 +285,27 @@ class _Running:
         self._backend = backend
 
     def run_for(self, seconds: float) -> tuple[int, float, float]:
-        """(clips, seconds, seconds of CPU time) of a round."""
+        """(clips, seconds, seconds of CPU time) of a round; afterwards the backend is stopped."""
         stop = threading.Event()
         watcher = threading.Thread(target=self._watch, args=(stop,))
         watcher.start()
         try:
             cpu_before, started = _cpu_seconds(self._process.pid), time.perf_counter()
+            self.signal(signal.SIGCONT)
             num_clips = self._ask(f"{seconds}")
+            self.signal(signal.SIGSTOP)
             wall_seconds = time.perf_counter() - started
             cpu_seconds = _cpu_seconds(self._process.pid) - cpu_before
         finally:
             stop.set()
             watcher.join()
         return num_clips, wall_seconds, max(cpu_seconds, 1e-3)
+
+    def signal(self, number: signal.Signals) -> None:
+        """Stop all its processes, or let them go on."""
+        for pid in _tree(self._process.pid):
+            with suppress(ProcessLookupError):  # it ended just now
+                os.kill(pid, number)
 
     def _ask(self, line: str) -> int:
         if self._process.stdin is None or self._process.stdout is None:
@@ -322,9 +337,11 @@ def _running(backend: str, task: LoadTask) -> Iterator[_Running]:
     process = subprocess.Popen(  # noqa: S603 - our own module
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment
     )
+    running = _Running(process, backend)
     try:
-        yield _Running(process, backend)
+        yield running
     finally:
+        running.signal(signal.SIGCONT)  # what is stopped does not end
         with process:
             if process.stdin is not None:
                 process.stdin.close()
@@ -371,21 +388,30 @@ def _pss_bytes(pid: int) -> int:
 
 # What follows runs in the processes of the backends.
 
+_PR_SET_PDEATHSIG = 1
+"""Of Linux' `prctl`."""
+
 
 def _serve(backend: str, task: LoadTask) -> None:
-    """Run epochs for as many seconds as each line of the standard input says, and answer how many clips they had."""
-    run_epoch = _EPOCHS[backend](task)
+    """Load batches for as much CPU time as each line of the standard input says, and answer how many clips they had."""
+    # One that is stopped would outlive the process that started it, had this one not asked to be killed with it.
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    batches = _STREAMS[backend](task)
+    next(batches)  # makes ready
     for line in sys.stdin:
-        seconds, started, num_clips = float(line), time.perf_counter(), 0
+        seconds, num_clips = float(line), 0
+        started, cpu_before = time.perf_counter(), _cpu_seconds(os.getpid())
         while True:
-            num_clips += run_epoch()
-            if time.perf_counter() - started >= seconds:
+            num_clips += next(batches)
+            if _cpu_seconds(os.getpid()) - cpu_before >= seconds:
+                break
+            if time.perf_counter() - started >= MOST_WALL_SECONDS * seconds:
                 break
         sys.stdout.write(f"clips {num_clips}\n")
         sys.stdout.flush()
 
 
-def _limit(task: LoadTask) -> Callable[[], int]:
+def _limit(task: LoadTask) -> Iterator[int]:
     dataset = task.dataset()
     is_video = dataset.manifest.content == "video"
     indices = range(min(len(dataset), MAX_CLIPS_IN_MEMORY))
@@ -406,13 +432,17 @@ def _limit(task: LoadTask) -> Callable[[], int]:
             simplejpeg.decode_jpeg(data, buffer=memory.frame)
         return len(clip.data)
 
-    def run_epoch() -> int:
-        if task.workers == 1:
-            return sum(1 for clip in clips if decode(clip))
-        with ThreadPoolExecutor(task.workers) as pool:
-            return sum(1 for _ in pool.map(decode, clips))
-
-    return run_epoch
+    endless = itertools.cycle(clips)
+    if task.workers == 1:
+        while True:
+            yield sum(1 for clip in itertools.islice(endless, task.batch_size) if decode(clip))
+    with ThreadPoolExecutor(task.workers) as pool:
+        running: deque[Future[int]] = deque()
+        while True:
+            # A batch ahead, so that no thread waits for the next one.
+            running.extend(pool.submit(decode, clip) for clip in itertools.islice(endless, task.batch_size))
+            if len(running) > task.batch_size:
+                yield sum(1 for _ in range(task.batch_size) if running.popleft().result())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -436,20 +466,17 @@ def _compressed(dataset: Any, index: int) -> _Compressed:
     return _Compressed(data=data, wanted=wanted, shape=(height, width, 3))
 
 
-def _vidprep(task: LoadTask) -> Callable[[], int]:
+def _vidprep(task: LoadTask) -> Iterator[int]:
     from vidprep.load import make_loader
 
     loader = make_loader(task.dataset(), batch_size=task.batch_size, workers=task.workers, shuffle=True)
-    epochs = itertools.count()
-
-    def run_epoch() -> int:
-        loader.set_epoch(next(epochs))
-        return sum(len(batch.video_id) for batch in loader)
-
-    return run_epoch
+    for epoch in itertools.count():
+        loader.set_epoch(epoch)
+        for batch in loader:
+            yield len(batch.video_id)
 
 
-def _dataloader(task: LoadTask) -> Callable[[], int]:
+def _dataloader(task: LoadTask) -> Iterator[int]:
     from torch.utils.data import DataLoader
 
     from vidprep.load import Batch
@@ -462,10 +489,12 @@ def _dataloader(task: LoadTask) -> Callable[[], int]:
         collate_fn=Batch.stack,
         persistent_workers=True,
     )
-    return lambda: sum(len(batch.video_id) for batch in loader)
+    while True:
+        for batch in loader:
+            yield len(batch.video_id)
 
 
-def _webdataset_pil(task: LoadTask) -> Callable[[], int]:
+def _webdataset_pil(task: LoadTask) -> Iterator[int]:
     import torch
     import webdataset
     from PIL import Image
@@ -504,10 +533,12 @@ def _webdataset_pil(task: LoadTask) -> Callable[[], int]:
         num_workers=min(task.workers, len(urls)),
         persistent_workers=True,
     )
-    return lambda: sum(len(labels) for _, labels in loader)
+    while True:
+        for _, labels in loader:
+            yield len(labels)
 
 
-def _dali_cpu(task: LoadTask) -> Callable[[], int]:
+def _dali_cpu(task: LoadTask) -> Iterator[int]:
     dali: Any = import_module("nvidia.dali")
     fn, types = dali.fn, dali.types
 
@@ -540,26 +571,19 @@ def _dali_cpu(task: LoadTask) -> Callable[[], int]:
 
     pipeline = clips()
     pipeline.build()
-    num_batches = math.ceil(len(dataset) / task.batch_size)
-
-    def run_epoch() -> int:
-        num_clips = 0
-        for _ in range(num_batches):
-            frames, _ = pipeline.run()
-            num_clips += len(frames)
-        return num_clips
-
-    return run_epoch
+    while True:  # the reader begins again by itself
+        frames, _ = pipeline.run()
+        yield len(frames)
 
 
-_EPOCHS: dict[str, Callable[[LoadTask], Callable[[], int]]] = {
+_STREAMS: dict[str, Callable[[LoadTask], Iterator[int]]] = {
     "limit": _limit,
     "vidprep": _vidprep,
     "dataloader": _dataloader,
     "webdataset_pil": _webdataset_pil,
     "dali_cpu": _dali_cpu,
 }
-"""Each makes ready, and returns what runs one epoch and says how many clips it had."""
+"""Each loads batches, epoch after epoch without an end, and says how many clips each has."""
 
 
 if __name__ == "__main__":

@@ -1138,7 +1138,7 @@ def bench_load(
         int, typer.Option("--workers", "-w", min=1, help="Threads or processes of each.", show_default="all cores")
     ] = _num_cores(),
     rounds: Annotated[int, typer.Option("--rounds", min=1, help="Measured rounds of each backend.")] = 3,
-    seconds: Annotated[float, typer.Option("--seconds", min=0.1, help="A round takes at least so long.")] = 2.0,
+    seconds: Annotated[float, typer.Option("--seconds", min=0.1, help="CPU time of a round.")] = 2.0,
     png: Annotated[Path | None, typer.Option("--png", help="Draw the table to this file, too.")] = None,
     json_file: Annotated[Path | None, typer.Option("--json", help="Write the report to this file, too.")] = None,
 ) -> None:

@@ -3,11 +3,12 @@
     python -m scripts.benchmarks.soak --minutes 30 --png soak.png --csv soak.csv
 
 Epoch after epoch, videos and frames of seven sizes are loaded as batches of three sizes, floats and bytes, some of them
-broken off in the middle. The slope of the memory over the second half of the time is printed.
+broken off in the middle. Recorded are the resident memory of the process and the part that is its own: without the
+pages of files (code and libraries) that it shares with the system. The slope of its own memory over the second half of
+the time is printed.
 """
 
 import argparse
-import os
 import tempfile
 import time
 from itertools import cycle, product
@@ -37,22 +38,26 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         series, num_clips = load_for(60 * arguments.minutes, _shards(Path(folder)))
     if arguments.csv is not None:
-        rows = "".join(f"{seconds:.1f},{mebibytes:.1f}\n" for seconds, mebibytes in series)
-        arguments.csv.write_text(f"seconds,rss_mib\n{rows}", encoding="utf-8")
+        rows = "".join(f"{seconds:.1f},{own:.1f},{resident:.1f}\n" for seconds, own, resident in series)
+        arguments.csv.write_text(f"seconds,anonymous_mib,rss_mib\n{rows}", encoding="utf-8")
     later = np.array(series[len(series) // 2 :])
     slope = float(np.polyfit(later[:, 0] / 60, later[:, 1], 1)[0])
     half = later[: len(later) // 2, 1].max(), later[len(later) // 2 :, 1].max()
     summary = (
-        f"{num_clips} clips in {series[-1][0] / 60:.1f} min; second half: {slope:+.2f} MiB a minute, "
-        f"peaks {half[0]:.0f} and {half[1]:.0f} MiB"
+        f"{num_clips} clips in {series[-1][0] / 60:.1f} min; its own memory in the second half: {slope:+.2f} MiB a "
+        f"minute, peaks {half[0]:.0f} and {half[1]:.0f} MiB"
     )
     draw(series, arguments.png, title=summary)
     print(summary)
 
 
-def load_for(seconds: float, folders: dict[str, Path]) -> tuple[list[tuple[float, float]], int]:
-    """((seconds, resident MiB) every second, number of clips)."""
-    series: list[tuple[float, float]] = []
+Series = list[tuple[float, float, float]]
+"""(seconds, MiB of its own, resident MiB) every second."""
+
+
+def load_for(seconds: float, folders: dict[str, Path]) -> tuple[Series, int]:
+    """The memory over time, and the number of clips."""
+    series: Series = []
     num_clips, started = 0, time.monotonic()
     kinds = cycle(product(folders.values(), CROPS, ("float32", "uint8"), (False, True)))
     for number, (folder, crop, dtype, train) in enumerate(kinds):
@@ -72,7 +77,7 @@ def load_for(seconds: float, folders: dict[str, Path]) -> tuple[list[tuple[float
             num_clips += len(batch.video_id)
             now = time.monotonic() - started
             if not series or now - series[-1][0] >= SAMPLE_SECONDS:
-                series.append((now, _resident_mebibytes()))
+                series.append((now, *_mebibytes()))
             if (number % 5 == 4 and step == 2) or now >= seconds:
                 break
         if time.monotonic() - started >= seconds:
@@ -80,12 +85,12 @@ def load_for(seconds: float, folders: dict[str, Path]) -> tuple[list[tuple[float
     raise RuntimeError("the kinds of loaders are gone through in circles")
 
 
-def draw(series: list[tuple[float, float]], path: Path, *, title: str) -> None:
+def draw(series: Series, path: Path, *, title: str) -> None:
     """The memory over time as a PNG."""
     width, height, left, top = 900, 420, 80, 60
     picture = Image.new("RGB", (width, height), "white")
     pen, font = ImageDraw.Draw(picture), ImageFont.load_default(size=14)
-    highest = max(mebibytes for _, mebibytes in series) * 1.1
+    highest = max(resident for _, _, resident in series) * 1.1
     longest = max(series[-1][0], 1.0)
 
     def place(seconds: float, mebibytes: float) -> tuple[float, float]:
@@ -99,7 +104,9 @@ def draw(series: list[tuple[float, float]], path: Path, *, title: str) -> None:
         pen.text((14, y - 8), f"{mebibytes:.0f} MiB", fill="#555555", font=font)
         x = place(longest * share / 4, 0)[0]
         pen.text((x - 20, height - 40), f"{longest * share / 4 / 60:.1f} min", fill="#555555", font=font)
-    pen.line([place(*point) for point in series], fill="#1f77b4", width=2)
+    pen.line([place(seconds, resident) for seconds, _, resident in series], fill="#b0b0b0", width=2)
+    pen.line([place(seconds, own) for seconds, own, _ in series], fill="#1f77b4", width=2)
+    pen.text((20, 36), "blue: its own (anonymous) memory; grey: with pages of files (RSS)", fill="#555555", font=font)
     picture.save(path, format="PNG")
 
 
@@ -123,8 +130,11 @@ def _shards(root: Path) -> dict[str, Path]:
     return {content: root / content for content in ("video", "frames")}
 
 
-def _resident_mebibytes() -> float:
-    return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 2**20
+def _mebibytes() -> tuple[float, float]:
+    """(anonymous, resident)."""
+    lines = (line.split() for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines())
+    kibibytes = {name: int(values[0]) for name, *values in lines if name in ("RssAnon:", "VmRSS:")}
+    return kibibytes["RssAnon:"] / 1024, kibibytes["VmRSS:"] / 1024
 
 
 if __name__ == "__main__":

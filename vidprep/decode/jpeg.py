@@ -139,12 +139,16 @@ class JpegReader:
             CorruptVideo: it is no sound JPEG, or of another size than the first.
         """
         encoded = self._encoded(index) if index else self._first
-        fault = None
+        fault: Exception | None = None
         try:
-            if self._decode_into(encoded, picture) == picture.shape:
+            if simplejpeg.decode_jpeg(encoded, buffer=picture, **self._options).shape == picture.shape:
                 return
-        except (ValueError, OSError, SyntaxError) as error:  # the last is what PIL says of broken PNG chunks
+        except ValueError as error:
             fault = error
+            if _is_png(encoded):
+                fault = self._decode_png_into(encoded, picture)
+                if fault is None:
+                    return
         size = self._size_of(index, encoded)
         if size != (self.stored_height, self.stored_width):
             raise CorruptVideo(
@@ -153,16 +157,18 @@ class JpegReader:
             )
         raise CorruptVideo(f"{self._label(index)}: is damaged: {fault}.") from fault
 
-    def _decode_into(self, encoded: bytes | memoryview, picture: NDArray[np.uint8]) -> tuple[int, ...]:
-        """The shape that was decoded; `picture` holds it where it has this shape."""
-        if not _is_png(encoded):
-            shape: tuple[int, ...] = simplejpeg.decode_jpeg(encoded, buffer=picture, **self._options).shape
-            return shape
-        with Image.open(io.BytesIO(encoded)) as image:
-            pixels = np.asarray(image.convert("RGB"))
-        if pixels.shape == picture.shape:
-            picture[:] = pixels
-        return pixels.shape
+    @staticmethod
+    def _decode_png_into(encoded: bytes | memoryview, picture: NDArray[np.uint8]) -> Exception | None:
+        """Why `picture` does not hold the image now; None where it does."""
+        try:
+            with Image.open(io.BytesIO(encoded)) as image:
+                pixels = np.asarray(image.convert("RGB"))
+        except (ValueError, OSError, SyntaxError) as error:  # the last is what PIL says of broken PNG chunks
+            return error
+        if pixels.shape != picture.shape:
+            return ValueError(f"it is {pixels.shape[1]}x{pixels.shape[0]} pixels")
+        picture[:] = pixels
+        return None
 
     def close(self) -> None:
         """Nothing is held open."""

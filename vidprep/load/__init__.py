@@ -1,7 +1,7 @@
 """From prepared videos to batches of clips, for any training loop."""
 
 from vidprep.load.dataset import ClipDataset, ClipOptions, ClipSettings, open_videos
-from vidprep.load.loader import BufferedSource, Loader, LoadFault, SampleSource, make_loader
+from vidprep.load.loader import BufferedSource, Loader, LoadFault, PlannedSource, SampleSource, make_loader
 from vidprep.load.on_demand import ClipOnDemand, ClipsOnDemand, iterate_on_demand
 from vidprep.load.remote import ShardCache
 from vidprep.load.shards import ShardDataset
@@ -30,6 +30,7 @@ __all__ = [
     "FrameTargets",
     "LoadFault",
     "Loader",
+    "PlannedSource",
     "Sample",
     "SampleSource",
     "ShardCache",

@@ -10,12 +10,12 @@ workers nor the order of reading changes a clip.
 
 import math
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
 from pathlib import Path
 from types import MappingProxyType
-from typing import Literal, Required, TypedDict, Unpack, get_args
+from typing import Literal, Required, Self, TypedDict, Unpack, get_args
 
 import numpy as np
 import torch
@@ -316,7 +316,7 @@ class SampleMaker:
     num_classes: int
     flip_pairs: Mapping[int, int]
     """Class -> class that a horizontal flip turns it into; of verb_noun: the verbs."""
-    _fixed_indices: dict[int, NDArray[np.int64]] = field(default_factory=dict, init=False, repr=False, compare=False)
+    _fixed_indices: dict[int, "_Places"] = field(default_factory=dict, init=False, repr=False, compare=False)
     """Where nothing is random, number of frames -> the clips."""
     _fixed_windows: dict[tuple[int, int], tuple[Window, list[BoxMap]]] = field(
         default_factory=dict, init=False, repr=False, compare=False
@@ -344,7 +344,29 @@ class SampleMaker:
         box_scale: tuple[float, float] = (1.0, 1.0),
         allocate: Allocate = new_frames,
     ) -> Sample:
-        """The clips of one video, or of its annotated segment; random ones with `rng`.
+        """The clips of one video, or of its annotated segment; random ones with `rng`: `begin`, and what it returns."""
+        return self.begin(
+            reader,
+            video,
+            rng=rng,
+            pts_seconds=pts_seconds,
+            boxes=boxes,
+            box_scale=box_scale,
+            allocate=allocate,
+        )()
+
+    def begin(
+        self,
+        reader: VideoReader,
+        video: Video,
+        *,
+        rng: np.random.Generator | None,
+        pts_seconds: NDArray[np.float64] | None = None,
+        boxes: Callable[[int], Sequence[Box]] | None = None,
+        box_scale: tuple[float, float] = (1.0, 1.0),
+        allocate: Allocate = new_frames,
+    ) -> Callable[[], Sample]:
+        """Choose the clips of one video, or of its annotated segment, and return what decodes them.
 
         Views lie crop by crop and inside a crop clip by clip: v = crop * num_clips + clip.
 
@@ -361,38 +383,21 @@ class SampleMaker:
             CorruptVideo: a frame that was asked for does not decode, or the annotated segment holds no frame.
         """
         times = reader.pts_seconds if pts_seconds is None else pts_seconds
-        index = self.choose(times, video, rng)
-        places: dict[int, list[int]] = {}
-        for place, at in enumerate(index.reshape(-1).tolist()):
-            places.setdefault(at, []).append(place)
-        if isinstance(reader, JpegReader) and self.settings.whole_frames and self.settings.dtype == "uint8":
-            plan = self._plan(index, times, video, reader.height, reader.width, rng, boxes, box_scale)
-            views = allocate((*index.shape, 3, reader.height, reader.width), torch.uint8)
+        chosen = self._choose(times, video, rng)
+
+        def prepare(height: int, width: int) -> tuple[ClipPlan, Tensor]:
+            plan = self._plan(chosen.index, times, video, height, width, rng, boxes, box_scale)
+            size = plan.windows[0].view_size
+            return plan, allocate((plan.num_views, chosen.index.shape[1], 3, *size), plan.windows[0].dtype)
+
+        if not isinstance(reader, JpegReader):
+            return lambda: _decode(pictures(reader, chosen.wanted), chosen, prepare)
+        plan, views = prepare(reader.height, reader.width)
+        if self.settings.whole_frames and self.settings.dtype == "uint8":
             memory = views.numpy().transpose(0, 1, 3, 4, 2).reshape(-1, reader.height, reader.width, 3)
-            for at, (place, *repeats) in places.items():
-                reader.decode_into(at, memory[place])
-                for repeat in repeats:
-                    memory[repeat] = memory[place]
-            return plan.sample(views)
-        wanted = sorted(places)
-        decoded = pictures(reader, wanted)
-        first = next(decoded)
-        shape = first.shape
-        plan = self._plan(index, times, video, shape[0], shape[1], rng, boxes, box_scale)
-        views = allocate((plan.num_views, index.shape[1], 3, *plan.windows[0].view_size), plan.windows[0].dtype)
-        writers = [
-            window.writer(part) for window, part in zip(plan.windows, views.chunk(len(plan.windows)), strict=True)
-        ]
-        for at, picture in zip(wanted, chain([first], decoded), strict=True):
-            if picture.shape != shape:
-                raise CorruptVideo(
-                    f"frame {at} is {picture.shape[1]}x{picture.shape[0]} pixels, frames before it "
-                    f"{shape[1]}x{shape[0]}; re-encode the video to one size."
-                )
-            for place in places[at]:
-                for write in writers:
-                    write(picture, place)
-        return plan.sample(views)
+            return lambda: _decode_in_place(reader, chosen, plan, views, memory)
+        write = _writer(plan, views)
+        return lambda: _write(reader.iterate_frames(chosen.wanted), chosen, plan, views, write)
 
     def plan(
         self,
@@ -426,20 +431,19 @@ class SampleMaker:
         self, pts_seconds: NDArray[np.float64], video: Video, rng: np.random.Generator | None
     ) -> NDArray[np.int64]:
         """Frames of the video's clips, (clips, t)."""
-        if video.start_seconds is None and video.end_seconds is None:
-            return self._indices(len(pts_seconds), rng)
-        candidates = _frames_of_segment(pts_seconds, video)
-        return candidates[self._indices(len(candidates), rng)]
+        return self._choose(pts_seconds, video, rng).index
 
-    def _indices(self, num_frames: int, rng: np.random.Generator | None) -> NDArray[np.int64]:
-        if rng is not None:
-            return self.settings.indices(num_frames, rng)
-        index = self._fixed_indices.get(num_frames)
-        if index is None:
-            index = self.settings.indices(num_frames, None)
-            index.flags.writeable = False
-            self._fixed_indices[num_frames] = index
-        return index
+    def _choose(self, pts_seconds: NDArray[np.float64], video: Video, rng: np.random.Generator | None) -> "_Places":
+        if video.start_seconds is None and video.end_seconds is None:
+            num_frames = len(pts_seconds)
+            if rng is not None:
+                return _Places.of(self.settings.indices(num_frames, rng))
+            places = self._fixed_indices.get(num_frames)
+            if places is None:
+                places = self._fixed_indices[num_frames] = _Places.of(self.settings.indices(num_frames, None))
+            return places
+        candidates = _frames_of_segment(pts_seconds, video)
+        return _Places.of(candidates[self.settings.indices(len(candidates), rng)])
 
     def _plan(
         self,
@@ -496,6 +500,80 @@ class SampleMaker:
         hot = torch.zeros(self.num_classes, dtype=torch.float32)
         hot[list(labels)] = 1
         return hot
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Places:
+    """Which frames of a video its clips show, and where."""
+
+    index: NDArray[np.int64]
+    """(clips, t): frames of the video."""
+    wanted: Sequence[int]
+    """Each of these frames once, ascending."""
+    places: Sequence[Sequence[int]]
+    """Of each wanted frame: where it stands in `index`, counted through the clips."""
+
+    @classmethod
+    def of(cls, index: NDArray[np.int64]) -> Self:
+        index.flags.writeable = False
+        places: dict[int, list[int]] = {}
+        for place, at in enumerate(index.reshape(-1).tolist()):
+            places.setdefault(at, []).append(place)
+        wanted = sorted(places)
+        return cls(index=index, wanted=wanted, places=[places[at] for at in wanted])
+
+
+_Picture = NDArray[np.uint8]
+_Write = Callable[[_Picture, int], None]
+
+
+def _decode(
+    pictures: Iterator[_Picture], chosen: _Places, prepare: Callable[[int, int], tuple[ClipPlan, Tensor]]
+) -> Sample:
+    """The sample of a reader that knows the size of its frames only when one is decoded."""
+    first = next(pictures)
+    plan, views = prepare(first.shape[0], first.shape[1])
+    return _write(chain([first], pictures), chosen, plan, views, _writer(plan, views))
+
+
+def _decode_in_place(
+    reader: JpegReader, chosen: _Places, plan: ClipPlan, views: Tensor, memory: NDArray[np.uint8]
+) -> Sample:
+    """The sample whose frames are decoded where they stay: `memory` (clips * t, h, w, c) is that of `views`."""
+    for at, (place, *repeats) in zip(chosen.wanted, chosen.places, strict=True):
+        reader.decode_into(at, memory[place])
+        for repeat in repeats:
+            memory[repeat] = memory[place]
+    return plan.sample(views)
+
+
+def _writer(plan: ClipPlan, views: Tensor) -> _Write:
+    """What writes a frame to a place of each view."""
+    if len(plan.windows) == 1:
+        return plan.windows[0].writer(views)
+    writers = [window.writer(part) for window, part in zip(plan.windows, views.chunk(len(plan.windows)), strict=True)]
+
+    def write(picture: _Picture, place: int) -> None:
+        for one in writers:
+            one(picture, place)
+
+    return write
+
+
+def _write(pictures: Iterable[_Picture], chosen: _Places, plan: ClipPlan, views: Tensor, write: _Write) -> Sample:
+    """The sample whose frames pass by one after the other, each in the memory of the one before."""
+    shape = None
+    for at, places, picture in zip(chosen.wanted, chosen.places, pictures, strict=True):
+        if shape is None:
+            shape = picture.shape
+        if picture.shape != shape:
+            raise CorruptVideo(
+                f"frame {at} is {picture.shape[1]}x{picture.shape[0]} pixels, frames before it "
+                f"{shape[1]}x{shape[0]}; re-encode the video to one size."
+            )
+        for place in places:
+            write(picture, place)
+    return plan.sample(views)
 
 
 def _targets(boxes: Sequence[Box], box_map: BoxMap, scale: tuple[float, float]) -> FrameTargets:

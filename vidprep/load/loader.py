@@ -12,10 +12,12 @@ import logging
 import os
 import threading
 from collections import deque
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, replace
+from functools import partial
+from queue import Empty, SimpleQueue
 from typing import Any, Literal, Protocol, TypedDict, get_args, runtime_checkable
 
 import numpy as np
@@ -27,7 +29,7 @@ from vidprep.errors import CorruptVideo, UsageError
 from vidprep.load.memory import BatchMemory
 from vidprep.load.types import Allocate, Batch, Sample, new_frames
 
-__all__ = ["BufferedSource", "LoadFault", "Loader", "PendingBatch", "SampleSource", "make_loader"]
+__all__ = ["BufferedSource", "LoadFault", "Loader", "PendingBatch", "PlannedSource", "SampleSource", "make_loader"]
 
 logger = logging.getLogger(__name__)
 
@@ -54,6 +56,25 @@ class BufferedSource(Protocol):
 
     def load(self, index: int, *, epoch: int, allocate: Allocate) -> Sample:
         """Sample `index` of `epoch`; its frames are what one call of `allocate` returned."""
+        ...
+
+
+@runtime_checkable
+class PlannedSource(Protocol):
+    """A source whose samples can be made ready, several after each other, before the first of them is decoded.
+
+    Decoding fills the processor's caches with its own code and data. What is done around it then runs as if for the
+    first time, which takes three times as long: for several samples at once it does so only once.
+    """
+
+    samples_at_once: int
+    """How many are best made ready after each other."""
+
+    def begin(self, index: int, *, epoch: int, allocate: Allocate) -> Callable[[], Sample]:
+        """What gives sample `index` of `epoch`, in the same thread; its frames are what a call of `allocate` returned.
+
+        What it raises, now or later, is what `BufferedSource.load` raises.
+        """
         ...
 
 
@@ -212,6 +233,10 @@ class Loader:
         self.world_size = world_size
         self.pin_memory = pin_memory
         self.on_error = on_error
+        # Asked once: a look at a protocol costs as much as reading a sample from its shard.
+        self._begin = _two_steps(dataset)
+        at_once = dataset.samples_at_once if isinstance(dataset, PlannedSource) else 1
+        self._at_once = max(1, min(at_once, batch_size // max(1, workers)))
         self.epoch = 0
         self.faults: list[LoadFault] = []
         """Samples of the running or the last iteration that gave no clip, with `on_error="count"`; of this process."""
@@ -348,36 +373,59 @@ class Loader:
         for indices in batches:
             pending = _BatchInThreads(indices, self._memory, keep_faults=self.on_error == "count")
             with _one_torch_thread():
-                for place in range(len(indices)):
-                    self._load_into(pending, place, epoch)
-                    pending.raise_first()
+                for places in self._groups(len(indices)):
+                    self._load_into(pending, places, epoch)
+                    pending.raise_first(places)
             yield pending
 
     def _in_threads(self, batches: Sequence[Sequence[int]], epoch: int) -> Generator[PendingBatch, None, None]:
         ready: deque[_BatchInThreads] = deque()
-        with worker_threads(self.workers) as pool:
+        with _working_off(self.workers, lambda task: self._load_into(*task, epoch)) as tasks:
             for indices in batches:
                 pending = _BatchInThreads(indices, self._memory, keep_faults=self.on_error == "count")
-                for place in range(len(indices)):
-                    pool.submit(self._load_into, pending, place, epoch)
+                for places in self._groups(len(indices)):
+                    tasks.put((pending, places))
                 ready.append(pending)
                 if len(ready) > self._ahead:
                     yield ready.popleft()
             while ready:
                 yield ready.popleft()
 
-    def _load_into(self, pending: "_BatchInThreads", place: int, epoch: int) -> None:
+    def _groups(self, num_samples: int) -> Iterator[range]:
+        """Places of a batch whose samples one thread makes ready after each other."""
+        step = self._at_once
+        return (range(first, min(first + step, num_samples)) for first in range(0, num_samples, step))
+
+    def _load_into(self, pending: "_BatchInThreads", places: Sequence[int], epoch: int) -> None:
         # Whatever goes wrong here is raised where the batch is used; nobody looks at the outcome of this task.
-        index = pending.indices[place]
-        try:
-            if isinstance(self.dataset, BufferedSource):
-                sample = self.dataset.load(index, epoch=epoch, allocate=pending.allocator(place))
+        begun: list[tuple[int, Callable[[], Sample]]] = []
+        for place in places:
+            try:
+                finish = self._begin(pending.indices[place], epoch=epoch, allocate=pending.allocator(place))
+            except BaseException as error:
+                self._put_error(pending, place, error)
             else:
-                sample = self.dataset[index]
-            pending.put(place, sample)
-        except BaseException as error:
-            error.add_note(f"while loading sample {index} of {len(self.dataset)}")
-            pending.put(place, error)
+                begun.append((place, finish))
+        for place, finish in begun:
+            try:
+                sample = finish()
+            except BaseException as error:
+                self._put_error(pending, place, error)
+            else:
+                pending.put(place, sample)
+
+    def _put_error(self, pending: "_BatchInThreads", place: int, error: BaseException) -> None:
+        error.add_note(f"while loading sample {pending.indices[place]} of {len(self.dataset)}")
+        pending.put(place, error)
+
+
+def _two_steps(dataset: SampleSource) -> Callable[..., Callable[[], Sample]]:
+    """The quickest way to the samples of a source, as `PlannedSource.begin`."""
+    if isinstance(dataset, PlannedSource):
+        return dataset.begin
+    if isinstance(dataset, BufferedSource):
+        return lambda index, **options: partial(dataset.load, index, **options)
+    return lambda index, **_: partial(dataset.__getitem__, index)
 
 
 class _BatchInThreads:
@@ -387,6 +435,7 @@ class _BatchInThreads:
         self.indices = indices
         self._memory = memory
         self._frames: Tensor | None = None
+        self._places: Sequence[Tensor] = ()
         self._is_uneven = False
         self._results: list[Sample | BaseException | None] = [None] * len(indices)
         self._missing = len(indices)
@@ -401,11 +450,12 @@ class _BatchInThreads:
             with self._lock:
                 if self._frames is None:
                     self._frames = self._memory.take((len(self.indices), *shape), dtype)
+                    self._places = self._frames.unbind()
                 frames = self._frames
                 if frames.shape[1:] != shape or frames.dtype != dtype:
                     self._is_uneven = True
                     return new_frames(shape, dtype)  # stacking them says what is wrong
-            return frames[place]
+            return self._places[place]
 
         return allocate
 
@@ -426,16 +476,17 @@ class _BatchInThreads:
             if isinstance(result, CorruptVideo)
         ]
 
-    def raise_first(self) -> None:
-        """Raise what the first broken sample raised, unless it is counted instead."""
-        for result in self._results:
+    def raise_first(self, places: Sequence[int]) -> None:
+        """Raise what the first broken sample of these raised, unless it is counted instead."""
+        for place in places:
+            result = self._results[place]
             if isinstance(result, BaseException) and not (self._keep_faults and isinstance(result, CorruptVideo)):
                 raise result
 
     def result(self) -> Batch | None:
         """The batch, as soon as its samples are there; None where none gave a clip."""
         self._is_done.result()
-        self.raise_first()
+        self.raise_first(range(len(self._results)))
         samples = [sample for sample in self._results if isinstance(sample, Sample)]
         if not samples:
             return None
@@ -465,6 +516,37 @@ def _one_torch_thread() -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(num_threads)
+
+
+_Task = tuple[_BatchInThreads, range]
+"""Samples to load: their batch, and their places there."""
+
+
+@contextmanager
+def _working_off(workers: int, work: Callable[[_Task], None]) -> Iterator[SimpleQueue[_Task | None]]:
+    """Threads that work off a queue; on leaving, what has not begun is dropped.
+
+    One task of the pool is a thread's whole epoch: a task for each sample would cost a lock, a condition and a few
+    objects more.
+    """
+    tasks: SimpleQueue[_Task | None] = SimpleQueue()
+
+    def work_off() -> None:
+        while (task := tasks.get()) is not None:
+            work(task)
+            del task  # it holds the batch, whose memory is free as soon as the caller drops it
+
+    with worker_threads(workers) as pool:
+        for _ in range(workers):
+            pool.submit(work_off)
+        try:
+            yield tasks
+        finally:
+            with suppress(Empty):
+                while True:
+                    tasks.get_nowait()
+            for _ in range(workers):
+                tasks.put(None)
 
 
 @contextmanager

@@ -6,9 +6,8 @@ use one data set at the same time.
 
 import logging
 import os
-import threading
-from collections import Counter
-from collections.abc import Sequence
+from collections import Counter, deque
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from operator import add
 from pathlib import Path
@@ -38,6 +37,12 @@ READ_AHEAD_SHARDS = 2
 
 _MAX_BYTES_AT_ONCE = 512 * 1024
 """Frame samples up to this size are read at once, those of larger ones frame by frame, as they are wanted."""
+
+_SAMPLES_AT_ONCE = 8
+"""Samples of frames that a loader's thread reads before it decodes the first of them."""
+
+_MAX_FREE_BLOCKS = 32
+"""Blocks of so many bytes that are kept for the next samples."""
 
 _MAX_OPEN_SHARDS = 256
 """Shards held open; further ones are opened for each read, far below the usual limit of 1024 files."""
@@ -144,6 +149,8 @@ class ShardDataset(Dataset[Sample]):
         self._files = _ShardFiles(self.folder, self._cache)
         self._name = str(self.folder)
         self._min_decoded_side = settings.min_decoded_side
+        # Opening a video takes long, and needs memory for all of it.
+        self.samples_at_once = _SAMPLES_AT_ONCE if self.manifest.content == "frames" else 1
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the random clips, crops and flips of `epoch`, counted from 0."""
@@ -180,17 +187,26 @@ class ShardDataset(Dataset[Sample]):
             CorruptVideo: it gives no clip; names its key and its shard.
             CorruptShard: the shard is not what its index says.
         """
+        return self.begin(index, epoch=epoch, allocate=allocate)()
+
+    def begin(self, index: int, *, epoch: int, allocate: Allocate = new_frames) -> Callable[[], Sample]:
+        """Read sample `index` of an epoch and choose its clips; what is returned decodes them, in the same thread.
+
+        Raises:
+            CorruptVideo: as `load`, now or then.
+            CorruptShard: as `load`.
+        """
         index = position(index, len(self))
         row, video = self.rows[index], self.videos[index]
         rng = self.make.settings.rng(epoch, index)
+        if self.manifest.content == "video":
+            return lambda: self._load_video(index, rng, allocate)
+        memory = _take_block()
         try:
-            if self.manifest.content == "video":
-                with self._open_video(index) as reader:
-                    return self.make(reader, video, rng=rng, allocate=allocate)
-            text, encoded = self._read_frames(index)
+            text, encoded = self._read_frames(index, memory)
             facts = self._parse(text, row)
             frames = JpegReader(encoded, min_side=self._min_decoded_side, allocate=reused_memory)
-            return self.make(
+            finish = self.make.begin(
                 frames,
                 video,
                 rng=rng,
@@ -200,7 +216,27 @@ class ShardDataset(Dataset[Sample]):
                 allocate=allocate,
             )
         except CorruptVideo as error:
-            raise CorruptVideo(f"sample {row.key} of {self.folder / row.shard} gives no clip: {error}") from error
+            raise self._no_clip(row, error) from error
+
+        def decode() -> Sample:
+            try:
+                return finish()
+            except CorruptVideo as error:
+                raise self._no_clip(row, error) from error
+            finally:
+                _give_block_back(memory)
+
+        return decode
+
+    def _load_video(self, index: int, rng: np.random.Generator | None, allocate: Allocate) -> Sample:
+        try:
+            with self._open_video(index) as reader:
+                return self.make(reader, self.videos[index], rng=rng, allocate=allocate)
+        except CorruptVideo as error:
+            raise self._no_clip(self.rows[index], error) from error
+
+    def _no_clip(self, row: SampleRow, error: CorruptVideo) -> CorruptVideo:
+        return CorruptVideo(f"sample {row.key} of {self.folder / row.shard} gives no clip: {error}")
 
     def open_reader(self, index: int) -> tuple[VideoReader, NDArray[np.float64] | None]:
         """The video or the frames of sample `index`, opened, to be closed by the caller; with the times of its frames
@@ -225,16 +261,16 @@ class ShardDataset(Dataset[Sample]):
         offsets, sizes = self._media[index]
         return _StoredMembers(self._files, self.rows[index].shard, offsets, sizes)
 
-    def _read_frames(self, index: int) -> tuple[bytes | memoryview, Sequence[bytes | memoryview]]:
-        """KEY.json and the frames of a sample; the next call in the same thread may overwrite them."""
+    def _read_frames(self, index: int, memory: memoryview) -> tuple[bytes | memoryview, Sequence[bytes | memoryview]]:
+        """KEY.json and the frames of a sample, parts of `memory` where it is large enough."""
         (text_at,), (text_size,) = self._facts[index]
         offsets, sizes = self._media[index]
         shard = self.rows[index].shard
         first = min(text_at, *offsets)
         end = max(text_at + text_size, *map(add, offsets, sizes))
-        if end - first > _MAX_BYTES_AT_ONCE:
+        if end - first > len(memory):
             return self._files.read(shard, text_at, text_size), _StoredMembers(self._files, shard, offsets, sizes)
-        memory = _block_memory(end - first)
+        memory = memory[: end - first]
         self._files.read_into(memory, shard, first)
         frames = [memory[at - first : at - first + size] for at, size in zip(offsets, sizes, strict=True)]
         return memory[text_at - first : text_at - first + text_size], frames
@@ -362,15 +398,20 @@ class _StoredMembers(Sequence[bytes]):
         return self._files.read(self._shard, self._offsets[index], self._sizes[index])
 
 
-_block = threading.local()
+_free_blocks: deque[memoryview] = deque(maxlen=_MAX_FREE_BLOCKS)
+"""Memory for samples as they are stored. It outlives the threads of an epoch; its operations are atomic."""
 
 
-def _block_memory(num_bytes: int) -> memoryview:
-    """Memory for a sample as it is stored, the thread's own: the next one overwrites it."""
-    if not hasattr(_block, "memory"):
-        _block.memory = memoryview(bytearray(_MAX_BYTES_AT_ONCE))
-    memory: memoryview = _block.memory
-    return memory[:num_bytes]
+def _take_block() -> memoryview:
+    """Memory for a sample as it is stored, used again when it is given back."""
+    try:
+        return _free_blocks.pop()
+    except IndexError:
+        return np.empty(_MAX_BYTES_AT_ONCE, dtype=np.uint8).data
+
+
+def _give_block_back(memory: memoryview) -> None:
+    _free_blocks.append(memory)
 
 
 def _long_enough(rows: Sequence[SampleRow], min_frames: int, *, where: str) -> list[SampleRow]:

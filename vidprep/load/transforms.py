@@ -5,6 +5,7 @@ Resizing is torchvision's bilinear on bytes, by default antialiased, which is PI
 already has its size is not resampled.
 """
 
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
@@ -76,6 +77,23 @@ def crop_offsets(width: int, height: int, crop_width: int, crop_height: int) -> 
     """
     step_x, step_y = (width - crop_width) // 4, (height - crop_height) // 4
     return [(x * step_x, y * step_y) for x, y in _OFFSET_QUARTERS]
+
+
+class _Scratch(threading.local):
+    """Memory of a thread for a frame on its way, which stays in the processor's cache."""
+
+    def __init__(self) -> None:
+        self._planes: NDArray[Any] = np.empty(0, dtype=np.uint8)
+        self._values = np.empty(0, dtype=np.float32)
+
+    def memory(self, shape: tuple[int, int, int], dtype: type[np.generic]) -> tuple[NDArray[Any], NDArray[np.float32]]:
+        """For its colours of `dtype` and for their float32 values, (c, h, w); the next call may return the same."""
+        if self._planes.shape != shape or self._planes.dtype != dtype:
+            self._planes, self._values = np.empty(shape, dtype=dtype), np.empty(shape, dtype=np.float32)
+        return self._planes, self._values
+
+
+_scratch = _Scratch()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -190,17 +208,18 @@ class Window:
             return copy
         mean, std = (np.array(values, dtype=np.float32).reshape(-1, 1, 1) for values in (self.mean, self.std))
         cut_type = np.float32 if self.resampling.startswith("float") else np.uint8
-        planes = np.empty((3, height, width), dtype=cut_type)
 
         def normalise_into(frame: NDArray[np.uint8], t: int) -> None:
             cut = self._cut(frame)
+            planes, values = _scratch.memory((3, height, width), cut_type)
             for view, part in enumerate(parts):
                 np.copyto(planes, cut[part].transpose(2, 0, 1))
                 place = memory[view, t]
-                # divided by 255 first, as the published code does
-                np.divide(planes, _WHITE, out=place)
-                np.subtract(place, mean, out=place)
-                np.divide(place, std, out=place)
+                # Divided by 255 first, as the published code does. The batch, which is not in the processor's cache, is
+                # written once, by the last step.
+                np.divide(planes, _WHITE, out=values)
+                np.subtract(values, mean, out=values)
+                np.divide(values, std, out=place)
                 if self.erased is not None:
                     box = self.erased
                     place[:, box.top : box.top + box.height, box.left : box.left + box.width] = box.noise(t)

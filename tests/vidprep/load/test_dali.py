@@ -4,7 +4,7 @@ import shutil
 import subprocess
 import threading
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import av
 import pytest
@@ -12,6 +12,7 @@ import torch
 from av.stream import Disposition
 
 from tests.videos import SecondStream, read_number, write_numbered_video
+from tests.vidprep import test_decode_equality
 from tests.vidprep.load import test_targets
 from tests.vidprep.load.folders import Source, write_shard_folder
 from vidprep.decode.pyav import PyavReader
@@ -66,6 +67,9 @@ ON_A_GPU: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
+BACKENDS: tuple[Literal["threads", "dali"], ...] = ("threads", "dali")
+
+
 def write_shards(folder: Path, file: str, *, num_videos: int = 1, content: Any = "video", **arguments: Any) -> Path:
     """Shards of numbered videos; frame i of the k-th shows 100 k + i."""
     sources = []
@@ -108,6 +112,18 @@ def test_dali_shows_the_frames_that_the_sampler_chose(tmp_path: Path, video: str
         dataset = ShardDataset(folder, **options)
         (batch,) = make_loader(dataset, batch_size=1, workers=1, backend="dali")
         assert numbers(batch) == [dataset.make.settings.indices(NUM_FRAMES, None).reshape(-1).tolist()]
+
+
+@pytest.mark.parametrize("video", test_decode_equality.VIDEOS)
+def test_dali_shows_the_frames_of_every_kind_of_video_from_its_jpeg_shards(tmp_path: Path, video: str) -> None:
+    file, arguments = test_decode_equality.VIDEOS[video]
+    num_frames = test_decode_equality.NUM_FRAMES
+    folder = write_shards(tmp_path, file, content="frames", num_frames=num_frames, **arguments)
+    dataset = ShardDataset(folder, **{**WHOLE, "num_clips": 2})
+    loaders = [make_loader(dataset, batch_size=1, workers=1, backend=backend) for backend in BACKENDS]
+    (expected,), (batch,) = loaders
+    assert numbers(batch) == [dataset.make.settings.indices(num_frames, None).reshape(-1).tolist()]
+    assert numbers(expected) == numbers(batch)
 
 
 @pytest.mark.gpu

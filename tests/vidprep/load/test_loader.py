@@ -5,6 +5,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ import torch
 
 from vidprep.errors import CorruptVideo, UsageError
 from vidprep.load.loader import Loader, make_loader
-from vidprep.load.types import Sample
+from vidprep.load.types import Allocate, Sample
 
 
 class Numbers:
@@ -78,6 +79,28 @@ def test_batches_come_in_order_and_whole(workers: int) -> None:
     ]
     assert [tuple(batch.frames.shape) for batch in batches] == [(4, 1, 2, 3, 4, 4)] * 2 + [(2, 1, 2, 3, 4, 4)]
     assert [batch.labels.tolist() for batch in batches] == [[0, 1, 2, 3], [4, 5, 6, 7], [8, 9]]
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_planned_samples_are_begun_together_before_the_first_is_decoded(workers: int) -> None:
+    events: list[tuple[str, int]] = []
+
+    class Planned(Numbers):
+        samples_at_once = 3
+
+        def begin(self, index: int, *, epoch: int, allocate: Allocate) -> Callable[[], Sample]:
+            events.append(("begin", index))
+
+            def finish() -> Sample:
+                events.append(("finish", index))
+                return self[index]
+
+            return finish
+
+    loader = make_loader(Planned(5), batch_size=4, workers=workers)
+    assert order_of(loader) == [0, 1, 2, 3, 4]
+    groups = [(0, 1, 2), (3,), (4,)]
+    assert events == [(step, index) for group in groups for step in ("begin", "finish") for index in group]
 
 
 def test_workers_change_neither_order_nor_samples() -> None:

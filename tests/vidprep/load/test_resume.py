@@ -4,8 +4,9 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pytest
@@ -53,6 +54,24 @@ class Clips:
         )
 
 
+class PlannedClips(Clips):
+    """The same samples in two steps, several first steps before the first second one."""
+
+    samples_at_once = 3
+
+    def begin(self, index: int, *, epoch: int, allocate: Allocate) -> Callable[[], Sample]:
+        if index in self.broken[:1]:
+            raise CorruptVideo(f"sample {index:08d} gives no clip: it is damaged")
+        frames = allocate((1, 2, 3, 4, 5), self.dtype)
+
+        def given(_shape: tuple[int, ...], _dtype: torch.dtype) -> torch.Tensor:
+            return frames
+
+        return lambda: self.load(index, epoch=epoch, allocate=given)
+
+
+KINDS = (Clips, PlannedClips)
+
 Seen = list[tuple[int, float]]
 
 
@@ -86,11 +105,11 @@ def steps_of(group: list[Loader], *, num_steps: int | None = None) -> list[Seen]
 
 
 @settings(max_examples=25, deadline=None)
-@given(st.integers(0, 60), st.integers(0, 3), st.integers(0, 5))
+@given(st.integers(0, 60), st.integers(0, 3), st.integers(0, 5), st.sampled_from(KINDS))
 def test_order_and_content_are_the_same_for_any_number_of_processes_and_threads(
-    length: int, seed: int, epoch: int
+    length: int, seed: int, epoch: int, kind: type[Clips]
 ) -> None:
-    source = Clips(length)
+    source = kind(length)
     expected: Seen | None = None
     for world_size in (1, 2, 3, 8):
         for workers in (0, 1, 2, 5) if world_size < 3 else (0, 2):
@@ -103,16 +122,39 @@ def test_order_and_content_are_the_same_for_any_number_of_processes_and_threads(
             assert sorted(label for label, _ in together) == list(range(length))
 
 
+@pytest.mark.parametrize("content", ["frames", "video"])
+def test_clips_of_shards_are_the_same_bytes_for_any_number_of_processes_and_threads(
+    tmp_path: Path, content: Literal["frames", "video"]
+) -> None:
+    videos = [Video(video_id=f"v{k:02d}", labels=(k % 8,)) for k in range(24)]
+    folder = write_shard_folder(
+        tmp_path / "shards", numbered_sources(tmp_path, videos, num_frames=8), content=content, per_shard=5
+    )
+    dataset = ShardDataset(folder, train=True, num_frames=4, resize=48, crop=40, seed=3)
+    dataset.set_epoch(2)
+    alone = {sample.video_id: sample.frames.clone() for sample in map(dataset.__getitem__, range(24))}
+    for world_size in (1, 2, 3, 8):
+        for workers in (1, 2, 5):
+            batches = []
+            for loader in loaders(dataset, world_size=world_size, workers=workers, batch_size=24 // world_size // 2):
+                loader.set_epoch(2)
+                batches += list(loader)
+            assert sorted(name for batch in batches for name in batch.video_id) == sorted(alone)
+            for batch in batches:
+                for name, frames in zip(batch.video_id, batch.frames, strict=True):
+                    assert torch.equal(frames, alone[name])
+
+
 WORLD_SIZES = st.sampled_from([1, 2, 3, 8])
 
 
 @settings(max_examples=60, deadline=None)
-@given(data=st.data(), drop_last=st.booleans())
+@given(data=st.data(), drop_last=st.booleans(), kind=st.sampled_from(KINDS))
 def test_stopped_at_any_batch_and_resumed_by_others_no_clip_comes_twice_and_none_is_missing(
-    data: st.DataObject, drop_last: bool
+    data: st.DataObject, drop_last: bool, kind: type[Clips]
 ) -> None:
     length = data.draw(st.integers(1, 70))
-    source = Clips(length)
+    source = kind(length)
     whole = [sample for step in steps_of(loaders(source, world_size=1, workers=0, batch_size=5)) for sample in step]
     done: Seen = []
     state: dict[str, Any] | None = None
@@ -200,8 +242,11 @@ def test_evaluation_scores_each_video_once_and_says_how_many_each_process_has(le
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_broken_samples_are_counted_and_never_replaced(workers: int, caplog: pytest.LogCaptureFixture) -> None:
-    loader = make_loader(Clips(10, broken=(2, 3, 4, 5, 9)), batch_size=2, workers=workers, on_error="count")
+@pytest.mark.parametrize("kind", KINDS)
+def test_broken_samples_are_counted_and_never_replaced(
+    workers: int, kind: type[Clips], caplog: pytest.LogCaptureFixture
+) -> None:
+    loader = make_loader(kind(10, broken=(2, 3, 4, 5, 9)), batch_size=2, workers=workers, on_error="count")
     batches = [batch.labels.tolist() for batch in loader]
     assert batches == [[0, 1], [6, 7], [8]]
     assert [fault.index for fault in loader.faults] == [2, 3, 4, 5, 9]
