@@ -43,14 +43,17 @@ from vidmodels.train import train
 # What training draws itself is the same for every clip, so that it does not depend on which process has the clip.
 draw, draw_integer = torch.rand, torch.randint
 
+def same():
+    return torch.Generator().manual_seed(0)
+
 def rand(count, *shape, **settings):
-    return draw(1, *shape, **{"dtype": torch.float64, **settings}).expand(count, *shape)
+    return draw(1, *shape, **{"dtype": torch.float64, **settings}, generator=same()).expand(count, *shape)
 
 def randint(high, size, **settings):
-    return draw_integer(high, (1, *size[1:]) if size else size, **settings).expand(*size)
+    return draw_integer(high, (1, *size[1:]) if size else size, **settings, generator=same()).expand(*size)
 
 def multinomial(weights, count, **settings):
-    return weights.topk(count, dim=-1).indices
+    return torch.arange(count).expand(len(weights), count)  # not by weight: of nearly equal ones rounding would decide
 
 def build(config, num_classes):
     model = method.build(config, num_classes).double()
@@ -59,6 +62,7 @@ def build(config, num_classes):
 
 torch.set_num_threads(1)
 torch.rand, torch.randint, torch.multinomial = rand, randint, multinomial
+torch.Tensor.float = torch.Tensor.double  # where a method asks for full precision
 name, shards, out, *overrides = sys.argv[1:]
 recipe = load_recipe(name, overrides)
 method = METHODS[recipe.method]
