@@ -1,0 +1,183 @@
+"""RGTP on ViTDet: a detector for video that computes, in most frames, only the tokens that attention leads to.
+
+frame (3, h, w) -- normalise, pad --> (3, S, S) -- patches --> blocks --> pyramid p2 ... p6
+   --> region proposals --> box heads --> detections
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import pad
+
+from vidmodels.backbones.detection import (
+    BoxHeadOutput,
+    BoxHeads,
+    CascadeBoxHeads,
+    DetectionLimits,
+    Detections,
+    ProposalLimits,
+    RegionProposals,
+    RpnOutput,
+    propose,
+)
+from vidmodels.backbones.vitdet import PatchEmbedding, Pyramid, ViTDet, ViTDetShape
+from vidprep.errors import UsageError
+
+__all__ = ["Detector", "DetectorOutput", "VitDetConfig", "build"]
+
+MEAN = (123.675, 116.28, 103.53)
+STD = (58.395, 57.12, 57.375)
+"""Of RGB values from 0 to 255."""
+TRAINING_PROPOSALS = ProposalLimits(num_candidates=2000, num_proposals=1000)
+
+
+@dataclass(frozen=True, kw_only=True)
+class VitDetConfig:
+    """What varies. `keep_ratio` is the only dial of RGTP itself; the rest is the detector."""
+
+    image_size: int = 672
+    """S, side in pixels of the padded square."""
+    keep_ratio: float | None = None
+    """Share of the tokens that are computed in a frame between two key frames; None computes all in every frame."""
+    rollout: Literal["pooled", "backward"] = "pooled"
+    """Over cells of 2 x 2 tokens, first block first; or over tokens, last block first."""
+    reset_interval: int = 8
+    """Every so many frames a key frame is computed whole, and all that was kept from before is forgotten."""
+    anchor_score: float = 0.1
+    """Detections with a higher score are where the rollout starts."""
+    shape: ViTDetShape = field(default_factory=ViTDetShape)
+    cascade: bool = False
+    """Three box heads, as in the published COCO weights; evaluation only."""
+    proposals: ProposalLimits = field(default_factory=ProposalLimits)
+    """In evaluation."""
+    training_proposals: ProposalLimits = TRAINING_PROPOSALS
+    detections: DetectionLimits = field(default_factory=DetectionLimits)
+
+    def __post_init__(self) -> None:
+        patch = self.shape.patch_size
+        if self.image_size < 1 or self.image_size % patch:
+            raise ValueError(f"image_size is a multiple of the patch, {patch} pixels, got {self.image_size}")
+        if self.keep_ratio is not None:
+            if not 0 < self.keep_ratio <= 1:
+                raise ValueError(f"keep_ratio lies in (0, 1], got {self.keep_ratio}")
+            if not self.num_kept:
+                raise ValueError(f"keep_ratio = {self.keep_ratio} keeps none of {self.grid**2} tokens")
+            if not self.shape.global_blocks:
+                raise ValueError("the rollout reads the attention of global blocks, but global_blocks is empty")
+            if 0 in self.shape.global_blocks:
+                raise ValueError("block 0 drops the tokens and is a windowed one; take 0 out of global_blocks")
+            if self.rollout == "pooled" and self.grid % 2:
+                raise ValueError(
+                    f"the pooled rollout takes 2 x 2 tokens together, but the grid is {self.grid} x {self.grid}"
+                )
+        if self.reset_interval < 1:
+            raise ValueError(f"reset_interval must be at least 1, got {self.reset_interval}")
+
+    @property
+    def grid(self) -> int:
+        """g, tokens along a side."""
+        return self.image_size // self.shape.patch_size
+
+    @property
+    def num_kept(self) -> int:
+        """K, tokens that are computed in a pruned frame; all of them without `keep_ratio`."""
+        return self.grid**2 if self.keep_ratio is None else round(self.keep_ratio * self.grid**2)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DetectorOutput:
+    """All that losses and detections need of n images."""
+
+    rpn: RpnOutput
+    proposals: list[Tensor]
+    """Of each image (r_i, 4), as they went into the box head."""
+    boxes: BoxHeadOutput
+    """What the box head says of them, those of the first image first."""
+
+
+class Detector(nn.Module):
+    """The detector. `forward` computes every token of images; `detect` gives what is found in them."""
+
+    def __init__(self, config: VitDetConfig, num_classes: int) -> None:
+        super().__init__()
+        self.config, self.num_classes = config, num_classes
+        self.embedding = PatchEmbedding(config.shape)
+        self.backbone = ViTDet(config.shape)
+        self.pyramid = Pyramid(config.shape.width)
+        self.proposal_generator = RegionProposals()
+        heads = CascadeBoxHeads if config.cascade else BoxHeads
+        self.roi_heads: BoxHeads | CascadeBoxHeads = heads(num_classes)
+
+    def forward(
+        self, frames: Tensor, *, choose: Callable[[list[Tensor]], list[Tensor]] | None = None
+    ) -> DetectorOutput:
+        """Run images through all stages, every token of every one.
+
+        Args:
+            frames: (..., 3, h, w) RGB, uint8 or in [0, 1], at most `config.image_size` along a side; leading
+                dimensions are taken as one, n.
+            choose: in training, takes the proposals of each image, (r_i, 4), and gives those that the box head is to
+                see; the losses' sampling, which adds the annotated boxes.
+
+        Raises:
+            UsageError: a cascade, which has no single box head, or frames that are too large.
+        """
+        if not isinstance(self.roi_heads, BoxHeads):
+            raise UsageError("a cascade of box heads does not train; use detect(), or model.cascade = false.")
+        levels = self.features(frames)
+        rpn: RpnOutput = self.proposal_generator(levels)
+        limits = self.config.training_proposals if self.training else self.config.proposals
+        proposals, _ = propose(rpn, image_size=self.config.image_size, limits=limits)
+        if choose is not None:
+            proposals = choose(proposals)
+        return DetectorOutput(rpn=rpn, proposals=proposals, boxes=self.roi_heads(levels, proposals))
+
+    @torch.no_grad()
+    def detect(self, frames: Tensor) -> list[Detections]:
+        """What is found in each of the images (..., 3, h, w), every token of every one computed."""
+        return self.detect_in(self.features(frames))
+
+    def detect_in(self, levels: Sequence[Tensor]) -> list[Detections]:
+        """What is found in each image of the levels p2 ... p6."""
+        config, size = self.config, self.config.image_size
+        proposals, _ = propose(self.proposal_generator(levels), image_size=size, limits=config.proposals)
+        if isinstance(self.roi_heads, CascadeBoxHeads):
+            return self.roi_heads.detect(levels, proposals, image_size=size, limits=config.detections)
+        out = self.roi_heads(levels, proposals)
+        return self.roi_heads.detect(out, proposals, image_size=size, limits=config.detections)
+
+    def features(self, frames: Tensor) -> tuple[Tensor, ...]:
+        """p2 ... p6 of images (..., 3, h, w), (n, 256, side, side) each."""
+        return self.pyramid(self.backbone(self.embed(frames)))  # type: ignore[no-any-return]
+
+    def embed(self, frames: Tensor) -> Tensor:
+        """Images (..., 3, h, w) as patches (n, s, d), without positions."""
+        return self.embedding(self.normalise(frames))  # type: ignore[no-any-return]
+
+    def normalise(self, frames: Tensor) -> Tensor:
+        """Images (..., 3, h, w) as the network sees them, (n, 3, S, S): filled up with zeros at the bottom and right.
+
+        Raises:
+            UsageError: frames that are larger than the square.
+        """
+        height, width = frames.shape[-2:]
+        size = self.config.image_size
+        if frames.shape[-3] != 3 or max(height, width) > size:
+            raise UsageError(
+                f"expected RGB frames of at most {size} x {size} pixels, got {frames.shape[-3]} channels of {height} x "
+                f"{width}; resize them first."
+            )
+        values = frames / 255 if frames.dtype == torch.uint8 else frames
+        mean, std = (values.new_tensor(numbers).view(3, 1, 1) for numbers in (MEAN, STD))
+        normalised = (values.reshape(-1, 3, height, width) * 255 - mean) / std
+        return pad(normalised, (0, size - width, 0, size - height))
+
+
+def build(config: VitDetConfig, num_classes: int) -> Detector:
+    """The detector, which trains and evaluates."""
+    if num_classes < 1:
+        raise UsageError(f"a detector needs at least 1 class, got {num_classes}.")
+    return Detector(config, num_classes)
