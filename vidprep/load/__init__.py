@@ -7,6 +7,7 @@ from vidprep.load.shards import ShardDataset
 from vidprep.load.transforms import (
     BoxMap,
     EvalTransform,
+    FitTransform,
     TrainTransform,
     crop_offsets,
     multiscale_crop_sizes,
@@ -24,6 +25,7 @@ __all__ = [
     "ClipPipeline",
     "ClipSettings",
     "EvalTransform",
+    "FitTransform",
     "FrameTargets",
     "LoadFault",
     "Loader",
