@@ -39,9 +39,9 @@ __all__ = [
 WRAPPER = "module."
 """What DataParallel puts before every name."""
 
-WEIGHTS_KEYS = ("state_dict", "module", "model")
+WEIGHTS_KEYS = ("state_dict", "module", "model", "model_state")
 """Under which a training state holds its weights."""
-PICKLED = (".pth", ".pt", ".pth.tar", ".ckpt", ".bin")
+PICKLED = (".pth", ".pt", ".pth.tar", ".ckpt", ".bin", ".pyth")
 ZIP_MAGIC = b"PK\x03\x04"
 
 
@@ -69,7 +69,8 @@ class TrainingState:
 def load_checkpoint(path: Path) -> dict[str, Tensor]:
     """The state dict of a `.safetensors` file or of a PyTorch file, on the CPU.
 
-    A training state that holds it under "state_dict", "module" (DeepSpeed) or "model" is unwrapped, in this order.
+    A training state that holds it under "state_dict", "module" (DeepSpeed), "model" or "model_state" (TAdaConv) is
+    unwrapped, in this order.
     Nothing else is changed: prefixes such as `module.` are the converters' business.
 
     Raises:

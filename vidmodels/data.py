@@ -96,6 +96,7 @@ def _options(recipe: Recipe) -> ClipOptions:
         "resize": data.resize,
         "crop": data.crop,
         "antialias": data.antialias,
+        "resize_floats": data.resize_floats,
         "num_repeats": data.num_repeats,
         "train_crop": data.train_crop,
         "rand_augment": data.rand_augment,

@@ -72,7 +72,7 @@ class Data:
     train_sampler: Sampler = "segments"
     """How one clip is taken, in evaluation too: see `vidprep.sampling`."""
     dense_window: int = 64
-    """Frames that a clip of "dense" and "window" spans; its stride is window // t."""
+    """Frames that a clip of "dense", "window" and "strided" spans; its stride is window // t."""
     leading_frames: int = 0
     """Of a "jittered" clip: so many frames are sampled over the whole video on their own, and lie before the others."""
     short: Short = "last"
@@ -92,6 +92,8 @@ class Data:
     """Side of the square that the model sees; with `fit` "pad" the most that a frame's long side may be."""
     antialias: bool = True
     """Resize as PIL does before the evaluation crop; off: as OpenCV."""
+    resize_floats: bool = False
+    """Resize floats instead of bytes before the evaluation crop: see `vidprep.load.transforms.EvalTransform`."""
     train_crop: TrainCrop = "multi_scale"
     """How training crops: see `vidprep.load.transforms.TrainTransform`."""
     num_repeats: int = 1

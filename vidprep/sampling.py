@@ -13,10 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 __all__ = ["ClipPlacement", "RandomIntegers", "Sampler", "Short", "frames_between", "sample_clips", "sample_dense"]
-__all__ += ["RandomNumbers", "sample_jittered", "sample_segments", "sample_window"]
+__all__ += ["RandomNumbers", "sample_jittered", "sample_segments", "sample_strided", "sample_window"]
 
-Sampler = Literal["segments", "dense", "window", "jittered"]
-"""How one clip is taken: `sample_segments`, `sample_dense`, `sample_window`, `sample_jittered`."""
+Sampler = Literal["segments", "dense", "window", "jittered", "strided"]
+"""How one clip is taken: `sample_segments`, `sample_dense`, `sample_window`, `sample_jittered`, `sample_strided`."""
 ClipPlacement = Literal["even", "interleaved"]
 """Where several clips of a video lie: see `sample_clips`."""
 
@@ -150,6 +150,34 @@ def sample_window(
     return np.clip(positions, end - window, end - 1).astype(np.int64)
 
 
+def sample_strided(
+    num_frames: int, *, num_segments: int, window: int, rng: RandomIntegers | None = None
+) -> NDArray[np.int64]:
+    """Frames at equal steps inside one window of a video, (t,); a video that is too short repeats its last frame.
+
+        window 8, 4 frames, 6 in the video:   f.f.ff      0 2 4 5
+
+    With `rng` the window starts anywhere (training), without it in the middle, at (n - window) // 2.
+
+    Args:
+        num_frames: n, frames in the video, at least 1.
+        num_segments: t, the length of the clip.
+        window: frames that the clip spans, at least t; its stride is window // t.
+        rng: source of random numbers; None for evaluation.
+
+    Raises:
+        ValueError: `num_frames` or `num_segments` is below 1, or the window is shorter than the clip.
+
+    Source: RGTP on ViViT, as its evaluation pads and takes one temporal view. The start in training is ours.
+    """
+    _check(num_frames, num_segments)
+    stride = _stride(num_segments, window)
+    slack = max(num_frames - num_segments * stride, 0)
+    start = slack // 2 if rng is None else int(rng.integers(0, slack + 1))
+    clip: NDArray[np.int64] = np.minimum(start + stride * np.arange(num_segments, dtype=np.int64), num_frames - 1)
+    return clip
+
+
 def sample_jittered(num_frames: int, *, num_segments: int, rng: RandomNumbers | None = None) -> NDArray[np.int64]:
     """One frame from each of `num_segments` equal parts of a video, (t,): floor((i + u) / t * n).
 
@@ -190,6 +218,8 @@ def sample_clips(
         dense, 1 clip       the window in the middle
         dense, N clips      the window at N even steps from the first start to the last
         jittered, 1 clip    as `sample_jittered` without `rng`
+        strided, 1 clip     as `sample_strided` without `rng`
+        strided, N clips    the window at N even steps from the first start to the last: int(j * (n - window) / (N - 1))
         window, N clips     every (window // t)-th frame of the video, then t of these at N even steps
         interleaved         2 clips of segments: the starts and the centres of the parts, sorted, then by turns
 
@@ -207,7 +237,7 @@ def sample_clips(
 
     Source: TAM, `ops/dataset.py`, test modes uniform-N and dense-N (one clip shorter than t frames repeats frames
     evenly there, unlike in `sample_segments`). Starts are cut to integers towards 0. "window" and "interleaved":
-    VideoMAE, `kinetics.py` and `ssv2.py`, test mode.
+    VideoMAE, `kinetics.py` and `ssv2.py`, test mode. "strided": RGTP on ViViT.
     """
     _check(num_frames, num_segments)
     if num_clips < 1:
@@ -226,6 +256,14 @@ def sample_clips(
         return sample_jittered(num_frames, num_segments=num_segments)[None]
     if sampler == "window":
         return _strided_clips(num_frames, num_segments, num_clips, stride=_stride(num_segments, window))
+    if sampler == "strided":
+        if num_clips == 1:
+            return sample_strided(num_frames, num_segments=num_segments, window=window)[None]
+        stride = _stride(num_segments, window)
+        gap = max(num_frames - num_segments * stride, 0) / (num_clips - 1)
+        starts = np.array([int(clip * gap) for clip in range(num_clips)], dtype=np.int64)
+        clips = np.minimum(starts[:, None] + stride * steps, num_frames - 1)
+        return clips
     if sampler == "dense":
         stride = _stride(num_segments, window)
         num_starts = _num_starts(num_frames, num_segments * stride)

@@ -13,6 +13,7 @@ from vidprep.sampling import (
     sample_dense,
     sample_jittered,
     sample_segments,
+    sample_strided,
     sample_window,
 )
 
@@ -269,3 +270,33 @@ def test_a_jittered_clip_is_the_only_one() -> None:
     with pytest.raises(ValueError, match="a jittered clip is the only one of its video, got 2 clips"):
         sample_clips(10, num_segments=2, num_clips=2, sampler="jittered")
     assert sample_clips(80, num_segments=8, num_clips=1, sampler="jittered")[0, 0] == 5
+
+
+# ---- strided ----
+
+
+def test_a_strided_clip_of_a_short_video_repeats_its_last_frame() -> None:
+    assert sample_strided(6, num_segments=4, window=8).tolist() == [0, 2, 4, 5]
+    assert sample_strided(1, num_segments=3, window=3).tolist() == [0, 0, 0]
+    assert sample_clips(6, num_segments=4, num_clips=2, sampler="strided", window=8).tolist() == [[0, 2, 4, 5]] * 2
+
+
+def test_strided_clips_begin_at_even_steps_cut_to_integers_and_the_last_ends_the_video() -> None:
+    # 75 - 64 = 11 frames of slack: int(k * 11 / 3)
+    clips = sample_clips(75, num_segments=32, num_clips=4, sampler="strided", window=64)
+    assert clips[:, 0].tolist() == [0, 3, 7, 11]
+    assert set(np.diff(clips).ravel()) == {2}
+    assert sample_clips(75, num_segments=32, num_clips=1, sampler="strided", window=64)[0, 0] == 5
+
+
+@given(n=LENGTHS, t=SEGMENTS, stride=st.integers(1, 4), seed=SEEDS)
+def test_a_strided_training_clip_lies_anywhere_inside_the_video(n: int, t: int, stride: int, seed: int) -> None:
+    low, high = Extreme(high=False), Extreme(high=True)
+    first = sample_strided(n, num_segments=t, window=t * stride, rng=low)
+    last = sample_strided(n, num_segments=t, window=t * stride, rng=high)
+    drawn = sample_strided(n, num_segments=t, window=t * stride, rng=np.random.default_rng(seed))
+    assert first[0] == 0
+    assert last[0] == max(n - t * stride, 0)
+    assert (first <= drawn).all()
+    assert (drawn <= last).all()
+    assert drawn.max() < n

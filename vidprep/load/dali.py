@@ -213,7 +213,11 @@ def _check_key_frames(container: InputContainer, stream: VideoStream, row: Sampl
 
 def _refuse_settings(settings: ClipSettings) -> None:
     """What the pipeline does not do to frames."""
-    not_here = {"antialias = false": not settings.antialias, 'fit "pad"': settings.fit == "pad"}
+    not_here = {
+        "antialias = false": not settings.antialias,
+        "resize_floats": settings.resize_floats,
+        'fit "pad"': settings.fit == "pad",
+    }
     if settings.train:
         not_here = {
             'fit "pad"': settings.fit == "pad",

@@ -51,6 +51,7 @@ from vidprep.sampling import (
     sample_dense,
     sample_jittered,
     sample_segments,
+    sample_strided,
     sample_window,
 )
 from vidprep.types import Box, FrameFormat, Task, Video
@@ -85,6 +86,7 @@ class ClipOptions(TypedDict, total=False):
     num_crops: int
     crop_placement: CropPlacement
     antialias: bool
+    resize_floats: bool
     num_repeats: int
     train_crop: TrainCrop
     rand_augment: str
@@ -121,7 +123,7 @@ class ClipSettings:
     """One random clip with random crop and flip; otherwise fixed clips and crops."""
     sampler: Sampler = "segments"
     dense_window: int = 64
-    """Frames that a clip of "dense" and "window" spans; its stride is window // t."""
+    """Frames that a clip of "dense", "window" and "strided" spans; its stride is window // t."""
     leading_frames: int = 0
     """Of a "jittered" clip: so many frames are sampled over the whole video on their own, and lie before the others."""
     short: Short = "last"
@@ -136,6 +138,8 @@ class ClipSettings:
     """Where three crops lie: see `EvalTransform`."""
     antialias: bool = True
     """Evaluation: resize as PIL does, or without antialias as OpenCV."""
+    resize_floats: bool = False
+    """Evaluation: resize normalised floats, with antialias, instead of bytes: see `EvalTransform`."""
     num_repeats: int = 1
     """Training: views of a clip, each changed and cropped anew (repeated augmentation)."""
     train_crop: TrainCrop = "multi_scale"
@@ -180,7 +184,7 @@ class ClipSettings:
         for name, known in choices.items():
             if getattr(self, name) not in known:
                 raise UsageError(f"{name} is one of {', '.join(known)}; got {getattr(self, name)!r}.")
-        if self.sampler in ("dense", "window") and self.dense_window < self.num_frames:
+        if self.sampler in ("dense", "window", "strided") and self.dense_window < self.num_frames:
             raise UsageError(f"dense_window {self.dense_window} holds no clip of {self.num_frames} frames; widen it.")
         if self.clip_placement == "interleaved" and (self.sampler != "segments" or self.num_clips != 2):
             raise UsageError(
@@ -216,6 +220,10 @@ class ClipSettings:
             raise UsageError(
                 'random_erasing and train_crop "random_resized" give no whole grey levels; use dtype "float32".'
             )
+        if self.resize_floats and not self.antialias:
+            raise UsageError("resize_floats is with antialias; leave antialias on.")
+        if self.resize_floats and self.dtype == "uint8" and not self.train:
+            raise UsageError('resize_floats gives no whole grey levels; use dtype "float32".')
         if min(self.std) <= 0:
             raise UsageError(f"std must be positive, got {self.std}.")
 
@@ -253,6 +261,8 @@ class ClipSettings:
             return np.concatenate(clip)[None]
         if self.sampler == "window":
             return sample_window(num_frames, num_segments=self.num_frames, window=self.dense_window, rng=rng)[None]
+        if self.sampler == "strided":
+            return sample_strided(num_frames, num_segments=self.num_frames, window=self.dense_window, rng=rng)[None]
         if self.sampler == "dense":
             return sample_dense(num_frames, num_segments=self.num_frames, window=self.dense_window, rng=rng)[None]
         return sample_segments(num_frames, num_segments=self.num_frames, short=self.short, rng=rng)[None]
@@ -288,6 +298,7 @@ class ClipSettings:
             num_crops=self.num_crops,
             crop_placement=self.crop_placement,
             antialias=self.antialias,
+            resize_floats=self.resize_floats,
             mean=self.mean,
             std=self.std,
             is_normalised=self.dtype == "float32",

@@ -29,9 +29,9 @@ CropPlacement = Literal["along_longer_side", "along_longer_side_floor", "along_w
 TrainCrop = Literal["multi_scale", "random_resized"]
 Fit = Literal["crop", "pad"]
 """How frames come to the square that a model sees: cut out of them, or around the whole of them."""
-Resampling = Literal["antialias", "plain", "float", "antialias_float"]
-"""Bilinear on bytes with antialias (PIL), without it (OpenCV), on floats without it (PyTorch), or on floats with
-antialias and rounded to bytes (torchvision's first transforms of tensors)."""
+Resampling = Literal["antialias", "plain", "float", "float_antialias", "antialias_float"]
+"""Bilinear on bytes with antialias (PIL), without it (OpenCV), on floats without and with it (PyTorch), or on floats
+with antialias and rounded to bytes (torchvision's first transforms of tensors)."""
 
 _WHITE = np.float32(255)
 
@@ -193,7 +193,7 @@ class Window:
 
             return copy
         mean, std = (np.array(values, dtype=np.float32).reshape(-1, 1, 1) for values in (self.mean, self.std))
-        cut_type = np.float32 if self.resampling == "float" else np.uint8
+        cut_type = np.float32 if self.resampling in ("float", "float_antialias") else np.uint8
         planes = np.empty((3, min(height, self.new_height), min(width, self.new_width)), dtype=cut_type)
 
         def normalise_into(frame: NDArray[np.uint8], t: int) -> None:
@@ -233,8 +233,9 @@ class Window:
         # The kernel wants the colours of a pixel side by side, without gaps between the rows.
         pixels = torch.from_numpy(np.ascontiguousarray(part)).permute(2, 0, 1)[None]
         size = [self.new_height, self.new_width]
-        if self.resampling == "float":
-            resized = interpolate(pixels.float(), size, mode="bilinear", align_corners=False)
+        if self.resampling in ("float", "float_antialias"):
+            antialias = self.resampling == "float_antialias"
+            resized = interpolate(pixels.float(), size, mode="bilinear", align_corners=False, antialias=antialias)
         elif self.resampling == "antialias_float":
             resized = _resize_as_floats(pixels, (self.new_height, self.new_width))
         else:
@@ -450,11 +451,15 @@ class EvalTransform:
     """1: centre; 3: as `crop_placement` says."""
     crop_placement: CropPlacement = "along_longer_side"
     """Of three crops: "along_longer_side" left, centre, right, or of upright frames top, centre, bottom; the outer ones
-    touch the edges; "along_longer_side_floor" cuts the centre to an integer instead of rounding it (VideoMAE).
+    touch the edges; "along_longer_side_floor" cuts the centre to an integer instead of rounding it, of a single crop
+    too (VideoMAE, RGTP).
     "along_width" left, right, centre, also of upright frames, on quarters of the slack like the
     training crops: the right one ends up to 3 pixels short of the edge (TSN's `GroupFullResSample`, as in TSM, TAM)."""
     antialias: bool = True
     """Off: OpenCV's bilinear instead of PIL's."""
+    resize_floats: bool = False
+    """Resize floats instead of bytes, with antialias, and round the long side instead of cutting it (RGTP). RGTP
+    normalises before; here it comes after, which is the same but for the last bits."""
     mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
     std: tuple[float, float, float] = (0.229, 0.224, 0.225)
     is_normalised: bool = True
@@ -488,7 +493,7 @@ class EvalTransform:
             mean=self.mean,
             std=self.std,
             is_normalised=self.is_normalised,
-            resampling="antialias" if self.antialias else "plain",
+            resampling="float_antialias" if self.resize_floats else "antialias" if self.antialias else "plain",
         )
 
     def box_maps(self, height: int, width: int) -> list[BoxMap]:
@@ -508,6 +513,9 @@ class EvalTransform:
 
     def resized(self, height: int, width: int) -> tuple[int, int]:
         """(height, width) of a frame after resizing."""
+        if self.resize_floats:
+            scale = max(self.resize / height, self.resize / width)
+            return round(scale * height), round(scale * width)
         new_long = int(self.resize * max(height, width) / min(height, width))
         return (new_long, self.resize) if height > width else (self.resize, new_long)
 
@@ -516,13 +524,13 @@ class EvalTransform:
         slack_x, slack_y = width - self.crop, height - self.crop
         # round() goes to even at one half, as torchvision's centre crop does
         centre = (round(slack_x / 2), round(slack_y / 2))
+        if self.crop_placement == "along_longer_side_floor":
+            centre = (slack_x // 2, slack_y // 2)
         if self.num_crops == 1:
             return [centre]
         if self.crop_placement == "along_width":
             step_x, step_y = slack_x // 4, slack_y // 4
             return [(quarters * step_x, 2 * step_y) for quarters in (0, 4, 2)]
-        if self.crop_placement == "along_longer_side_floor":
-            centre = (slack_x // 2, slack_y // 2)
         if height > width:
             return [(centre[0], 0), centre, (centre[0], slack_y)]
         return [(0, centre[1]), centre, (slack_x, centre[1])]

@@ -142,6 +142,9 @@ def test_views_of_a_clip_are_changed_each_by_itself() -> None:
         ({"train_crop": "five"}, "train_crop is one of multi_scale, random_resized; got 'five'"),
         ({"clip_placement": "interleaved", "num_clips": 3}, "is for 2 clips of segments, got 3 of segments"),
         ({"sampler": "window", "dense_window": 2}, "dense_window 2 holds no clip of 4 frames"),
+        ({"sampler": "strided", "dense_window": 2}, "dense_window 2 holds no clip of 4 frames"),
+        ({"resize_floats": True, "antialias": False}, "resize_floats is with antialias"),
+        ({"resize_floats": True, "dtype": "uint8"}, "resize_floats gives no whole grey levels"),
     ],
 )
 def test_settings_out_of_range_are_named(options: dict[str, object], sentence: str) -> None:

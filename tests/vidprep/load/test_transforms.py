@@ -5,6 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 from torch import Tensor
+from torchvision.transforms.v2 import functional as F
 
 from vidprep.load.transforms import EvalTransform, TrainTransform, crop_offsets, multiscale_crop_sizes
 
@@ -187,3 +188,22 @@ def _columns(height: int, width: int) -> Tensor:
 def _normalised(frames: Tensor) -> Tensor:
     mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
     return (frames.float() / 255 - mean.view(3, 1, 1)) / std.view(3, 1, 1)
+
+
+def test_floats_are_resized_with_antialias_and_cover_the_crop() -> None:
+    frames = torch.randint(0, 256, (2, 3, 30, 53), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    transform = EvalTransform(
+        resize=20, crop=20, num_crops=3, crop_placement="along_longer_side_floor", resize_floats=True,
+        mean=(0.45,) * 3, std=(0.225,) * 3,
+    )  # fmt: skip
+    assert transform.resized(30, 53) == (20, 35)
+    assert EvalTransform(resize=20, crop=20, resize_floats=True).resized(30, 52) == (20, 35)  # 34.67 is rounded
+    assert EvalTransform(resize=20, crop=20).resized(30, 52) == (20, 34)
+    resized = F.resize((frames / 255 - 0.45) / 0.225, [20, 35], antialias=True)
+    expected = torch.stack([resized[..., left : left + 20] for left in (0, 7, 15)])
+    torch.testing.assert_close(transform(frames), expected, atol=2e-6, rtol=0)
+
+
+def test_a_single_crop_may_lie_at_the_centre_cut_to_an_integer() -> None:
+    assert EvalTransform(resize=4, crop=4).corners(7, 4) == [(2, 0)]
+    assert EvalTransform(resize=4, crop=4, crop_placement="along_longer_side_floor").corners(7, 4) == [(1, 0)]
