@@ -10,6 +10,7 @@ Source: Li et al., "Exploring Plain Vision Transformer Backbones for Object Dete
 of entries as in the RGTP code, whose checkpoints have them.
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -25,6 +26,9 @@ __all__ = [
     "ViTDet",
     "ViTDetShape",
     "Windows",
+    "relative_bias",
+    "relative_terms",
+    "relative_terms_at",
     "windows",
 ]
 
@@ -182,15 +186,18 @@ class Block(nn.Module):
             x: the tokens.
             tables: those of `relative_tables`.
         """
-        n, s, d = x.shape
-        qkv = self.qkv(self.input_layer_norm(x))
+        return self.finish(x, self.attend(self.qkv(self.input_layer_norm(x)), tables))
+
+    def attend(self, qkv: Tensor, tables: Tensor) -> Tensor:
+        """Attention of all tokens, (n, g * g, 3 d) -> (n, g * g, d); the rest as for `forward`."""
         if self.is_global:
-            return self.finish(x, self._attend(qkv, tables))
-        layout = windows(round(s**0.5), self.window_size, x.device)
+            return self._attend(qkv, tables)
+        n, s, _ = qkv.shape
+        layout = windows(round(s**0.5), self.window_size, qkv.device)
         # Where no token stands, there is what the projection gives for a vector of zeros: it is seen like any other.
         filled = self.qkv.bias.expand(n, layout.count * layout.area, -1).index_copy(1, layout.slots, qkv)
-        attended = self._attend(filled.view(n * layout.count, layout.area, 3 * d), tables)
-        return self.finish(x, attended.view(n, -1, d)[:, layout.slots])
+        attended = self._attend(filled.view(n * layout.count, layout.area, -1), tables)
+        return attended.view(n, layout.count * layout.area, -1).index_select(1, layout.slots)
 
     def finish(self, x: Tensor, attended: Tensor) -> Tensor:
         """What follows the attention: projection and MLP, each added to what came in. (n, any, d)."""
@@ -208,26 +215,49 @@ class Block(nn.Module):
         """(n, side * side, 3 d) -> (n, side * side, d)."""
         n, s, _ = qkv.shape
         query, key, value = qkv.view(n, s, 3, self.num_heads, -1).transpose(1, 3).unbind(2)  # (n, heads, s, e) each
-        out = scaled_dot_product_attention(query, key, value, attn_mask=relative_bias(query, tables))
+        out = scaled_dot_product_attention(query, key, value, attn_mask=relative_bias(*relative_terms(query, tables)))
         return out.transpose(1, 2).reshape(n, s, -1)
 
 
-def relative_bias(query: Tensor, tables: Tensor) -> Tensor:
-    """What the relative positions add to the scores of all queries of a grid.
+def relative_terms(query: Tensor, tables: Tensor) -> tuple[Tensor, Tensor]:
+    """What the relative positions add to the scores of all queries of a grid, for each row and each column of keys.
 
     Args:
         query: (n, heads, side * side, e), not scaled.
         tables: (2, side, side, e).
 
     Returns:
-        (n, heads, side * side, side * side).
+        Two of (n, heads, side * side, side).
     """
-    n, heads, s, _ = query.shape
+    n, heads, s, e = query.shape
     side = tables.shape[1]
-    grid = query.reshape(n, heads, side, side, -1)
-    along_y = torch.einsum("nhyxe,yke->nhyxk", grid, tables[0]).contiguous()
-    along_x = torch.einsum("nhyxe,xke->nhyxk", grid, tables[1]).contiguous()
-    return (along_y[..., :, None] + along_x[..., None, :]).view(n, heads, s, s)
+    grid = query.reshape(n, heads, side, side, e)
+    along_y = torch.einsum("nhyxe,yke->nhyxk", grid, tables[0])
+    along_x = torch.einsum("nhyxe,xke->nhyxk", grid, tables[1])
+    return along_y.reshape(n, heads, s, side), along_x.reshape(n, heads, s, side)
+
+
+def relative_terms_at(query: Tensor, tables: Tensor, y: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
+    """The same for some queries only.
+
+    Args:
+        query: (heads, k, e), not scaled.
+        tables: (2, side, side, e).
+        y: (k,) row of each query in the grid.
+        x: (k,) its column.
+
+    Returns:
+        Two of (heads, k, side).
+    """
+    rows = query.transpose(0, 1)  # (k, heads, e)
+    along_y = rows @ tables[0].index_select(0, y).transpose(1, 2)
+    along_x = rows @ tables[1].index_select(0, x).transpose(1, 2)
+    return along_y.transpose(0, 1), along_x.transpose(0, 1)
+
+
+def relative_bias(along_y: Tensor, along_x: Tensor) -> Tensor:
+    """The terms of `relative_terms` for every key: (..., side), (..., side) -> (..., side * side)."""
+    return (along_y[..., :, None] + along_x[..., None, :]).flatten(-2)
 
 
 class ViTDet(nn.Module):
@@ -244,11 +274,16 @@ class ViTDet(nn.Module):
     def forward(self, patches: Tensor) -> Tensor:
         """(n, g * g, d) embedded patches -> (n, g * g, d)."""
         grid = round(patches.shape[1] ** 0.5)
-        x = patches + self.position_encoding(grid)
-        for block in self.blocks:
-            assert isinstance(block, Block)  # noqa: S101 - tells the type checker what the list holds
+        x: Tensor = patches + self.position_encoding(grid)
+        for block in self.each_block():
             x = block(x, block.relative_tables(grid))
         return x
+
+    def each_block(self) -> Iterator[Block]:
+        """The blocks, the first one first."""
+        for block in self.blocks:
+            assert isinstance(block, Block)  # noqa: S101 - tells the type checker what the list holds
+            yield block
 
 
 # ---- pyramid ----

@@ -6,7 +6,6 @@ frame (3, h, w) -- normalise, pad --> (3, S, S) -- patches --> blocks --> pyrami
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +23,18 @@ from vidmodels.backbones.detection import (
     propose,
 )
 from vidmodels.backbones.vitdet import PatchEmbedding, Pyramid, ViTDet, ViTDetShape
+from vidmodels.methods.rgtp.vitdet_stream import (
+    CELL,
+    Rollout,
+    StreamState,
+    anchor_tokens,
+    choose_tokens,
+    heat_from_attention,
+    next_state,
+    run_key_frame,
+    run_pruned_frame,
+    start,
+)
 from vidprep.errors import UsageError
 
 __all__ = ["Detector", "DetectorOutput", "VitDetConfig", "build"]
@@ -42,7 +53,7 @@ class VitDetConfig:
     """S, side in pixels of the padded square."""
     keep_ratio: float | None = None
     """Share of the tokens that are computed in a frame between two key frames; None computes all in every frame."""
-    rollout: Literal["pooled", "backward"] = "pooled"
+    rollout: Rollout = "pooled"
     """Over cells of 2 x 2 tokens, first block first; or over tokens, last block first."""
     reset_interval: int = 8
     """Every so many frames a key frame is computed whole, and all that was kept from before is forgotten."""
@@ -140,14 +151,72 @@ class Detector(nn.Module):
         """What is found in each of the images (..., 3, h, w), every token of every one computed."""
         return self.detect_in(self.features(frames))
 
+    @torch.no_grad()
+    def step(
+        self, frame: Tensor, state: StreamState | None = None, *, every_heat: bool = False
+    ) -> tuple[Detections, StreamState]:
+        """The next frame of a stream: what is found in it, and the state for the frame after it.
+
+        Args:
+            frame: (3, h, w) RGB, uint8 or in [0, 1]; all frames of a stream have one size.
+            state: what the last step of this stream returned; None starts a stream. It is used once.
+            every_heat: compute the heat map where no frame will read it, too.
+
+        Raises:
+            UsageError: frames that are too large.
+            ValueError: a state that was used before.
+        """
+        config = self.config
+        patches = self.embed(frame)
+        if state is None:
+            state = start(self.backbone, config.grid)
+        if config.keep_ratio is None:
+            x = patches + state.positions
+            for block, tables in zip(self.backbone.each_block(), state.tables, strict=True):
+                x = block(x, tables)
+            return self.detect_in(self.pyramid(x))[0], next_state(state, patches=patches)
+        is_key = state.num_frames % config.reset_interval == 0
+        with_heat = every_heat or (state.num_frames + 1) % config.reset_interval != 0
+        cell = CELL if config.rollout == "pooled" else None
+        kept = None
+        if is_key:
+            memory = run_key_frame(self.backbone, patches, state, with_attention=with_heat, cell=cell)
+        else:
+            kept = choose_tokens(patches, state, grid=config.grid, keep_ratio=config.keep_ratio)
+            memory = run_pruned_frame(self.backbone, patches, kept, state, with_attention=with_heat, cell=cell)
+        detections = self.detect_in(self.pyramid(memory.output))[0]
+        anchors = heat = None
+        if with_heat:
+            anchors = anchor_tokens(
+                detections, grid=config.grid, patch_size=config.shape.patch_size, threshold=config.anchor_score
+            )
+            heat = heat_from_attention(
+                memory.attention, anchors, rollout=config.rollout, previous=state.heat, kept=kept
+            )
+        state = next_state(
+            state,
+            patches=patches,
+            heat=heat,
+            kept=kept,
+            anchors=anchors,
+            memory=memory,
+            num_writes=memory.num_writes,
+        )
+        return detections, state
+
     def detect_in(self, levels: Sequence[Tensor]) -> list[Detections]:
         """What is found in each image of the levels p2 ... p6."""
         config, size = self.config, self.config.image_size
-        proposals, _ = propose(self.proposal_generator(levels), image_size=size, limits=config.proposals)
+        proposals, _ = self.propose(levels)
         if isinstance(self.roi_heads, CascadeBoxHeads):
             return self.roi_heads.detect(levels, proposals, image_size=size, limits=config.detections)
         out = self.roi_heads(levels, proposals)
         return self.roi_heads.detect(out, proposals, image_size=size, limits=config.detections)
+
+    def propose(self, levels: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+        """The proposals of each image and their logits, as evaluation takes them; see `propose`."""
+        config = self.config
+        return propose(self.proposal_generator(levels), image_size=config.image_size, limits=config.proposals)
 
     def features(self, frames: Tensor) -> tuple[Tensor, ...]:
         """p2 ... p6 of images (..., 3, h, w), (n, 256, side, side) each."""
