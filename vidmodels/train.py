@@ -43,6 +43,7 @@ from vidmodels.methods import METHODS
 from vidmodels.recipes import dump_recipe, load_recipe
 from vidmodels.runs import read_facts
 from vidmodels.schedules import learning_rate_factor
+from vidmodels.streams import detect_frames
 from vidmodels.types import Method, Recipe, Train
 from vidprep.console import track
 from vidprep.errors import UsageError, VidprepError
@@ -264,21 +265,12 @@ def _run_epochs(
         for epoch in range(len(records), settings.epochs):
             started = time.perf_counter()
             terms = _train_epoch(parts, train_loader, epoch)
-            result = classify(
-                parts.model,
-                val_loader,
-                num_classes=len(classes),
-                average=recipe.eval.average,
-                summarise=parts.method.summarise,
-                renumber_present_classes=recipe.eval.renumber_present_classes,
-                device=parts.device,
-                description=f"epoch {epoch + 1}/{settings.epochs} {recipe.data.val_split}",
-            )
+            description = f"epoch {epoch + 1}/{settings.epochs} {recipe.data.val_split}"
             record: dict[str, Any] = {
                 "epoch": epoch,
                 "lr": settings.lr * learning_rate_factor(settings, epoch, steps_per_epoch=len(train_loader)),
                 "train": terms,
-                "val": result.metrics,
+                "val": _validate(parts, val_loader, num_classes=len(classes), description=description),
                 "seconds": time.perf_counter() - started,
             }
             records.append(record)
@@ -336,6 +328,23 @@ def _train_epoch(parts: Parts, loader: Loader, epoch: int) -> dict[str, float]:
         for name, value in values.items():
             sums[name] = sums.get(name, 0.0) + value
     return {name: total / steps for name, total in sums.items()}
+
+
+def _validate(parts: Parts, loader: Loader, *, num_classes: int, description: str) -> dict[str, float]:
+    """The figures of one pass over the validation split: of detectors on one frame of each video."""
+    recipe = parts.recipe
+    if recipe.eval.metric == "map50":
+        return detect_frames(parts.model, loader, device=parts.device, description=description).metrics
+    return classify(
+        parts.model,
+        loader,
+        num_classes=num_classes,
+        average=recipe.eval.average,
+        summarise=parts.method.summarise,
+        renumber_present_classes=recipe.eval.renumber_present_classes,
+        device=parts.device,
+        description=description,
+    ).metrics
 
 
 def _diverged(parts: Parts, epoch: int, step: int, steps: int, what: str) -> TrainingDiverged:
@@ -404,7 +413,7 @@ def _best(records: list[dict[str, Any]], recipe: Recipe) -> dict[str, Any]:
 
 
 def _say(metrics: Mapping[str, float], recipe: Recipe) -> str:
-    name = {"top1": "top-1", "map": "mAP"}[recipe.eval.metric]
+    name = {"top1": "top-1", "map": "mAP", "map50": "mAP50"}[recipe.eval.metric]
     return f"{recipe.data.val_split} {name} {metrics[recipe.eval.metric]:.2f} %"
 
 
