@@ -18,6 +18,7 @@ from torch.nn.functional import relu
 from torchvision.ops import batched_nms, clip_boxes_to_image, roi_align
 
 from vidmodels.backbones.vitdet import LayerNorm2d
+from vidmodels.types import Detections
 
 __all__ = [
     "BoxHeadOutput",
@@ -41,18 +42,6 @@ LARGEST_SCALE = math.log(1000.0 / 16)
 """Of the exponents dw and dh."""
 CANONICAL_SIDE, CANONICAL_LEVEL = 224, 4
 """A box of 224 x 224 pixels is pooled from p4, one of half the side from the level below."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Detections:
-    """What is found in one frame, the best first."""
-
-    boxes: Tensor
-    """(n, 4), in pixels of the frame as the detector got it."""
-    scores: Tensor
-    """(n,) probabilities."""
-    labels: Tensor
-    """(n,) classes from 0; the background is none."""
 
 
 @dataclass(frozen=True, kw_only=True)
