@@ -95,7 +95,7 @@ def dump_recipe(recipe: Recipe) -> str:
 
 def _files() -> dict[str, Path]:
     found = {}
-    for path in FOLDER.glob("*/recipes/*.toml"):
+    for path in FOLDER.glob("*/recipes/**/*.toml"):
         method = tomllib.loads(path.read_text(encoding="utf-8"))["method"]
         found[f"{method}/{path.stem}"] = path
     return found

@@ -21,12 +21,15 @@ from vidmodels.types import Batch, Detections, Recipe
 from vidprep.console import track
 from vidprep.errors import UsageError, VidprepError
 from vidprep.index import Fault
-from vidprep.load.sequences import SequenceDataset
+from vidprep.load.sequences import SequenceDataset, open_sequences
 from vidprep.load.transforms import FitTransform
 from vidprep.load.types import FrameTargets
 
 __all__ = ["FoundInFrame", "FrameDetector", "StreamDetector", "StreamResult", "detect_frames", "detect_stream"]
-__all__ += ["fit_of", "write_detections"]
+__all__ += ["fit_of", "stream_of_file", "write_detections"]
+
+SHOWN_FRAMES = 10
+"""Of a video that is drawn: in RGTP a key frame with its cycle, the next key frame, and one more."""
 
 
 @runtime_checkable
@@ -95,6 +98,18 @@ def fit_of(recipe: Recipe) -> FitTransform:
             f'recipe {recipe.name} crops its frames (data.fit = "{data.fit}"); a detector needs fit = "pad".'
         )
     return FitTransform(short_side=data.resize, long_side=data.crop)
+
+
+def stream_of_file(recipe: Recipe, video: Path) -> Tensor:
+    """Ten consecutive frames from the middle of a video, (t, c, h, w) of bytes, as a model of this recipe gets them.
+
+    Raises:
+        MissingVideo: no such file or folder.
+        CorruptVideo: it does not decode.
+    """
+    longest = max(open_sequences(video, fit=fit_of(recipe)), key=len)
+    start = max(0, (len(longest) - SHOWN_FRAMES) // 2)
+    return torch.stack([frame.pixels for frame in longest.part(start, start + SHOWN_FRAMES)])
 
 
 def detect_stream(

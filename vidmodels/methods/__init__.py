@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 
-from vidmodels.methods import sta, tam, taps, uni_adafocus
+from vidmodels.methods import rgtp, sta, tam, taps, uni_adafocus
 from vidmodels.types import Method
 
 __all__ = ["METHODS"]
@@ -12,4 +12,5 @@ METHODS: Mapping[str, Method] = {
     "sta": sta.METHOD,
     "tam": tam.METHOD,
     "uni_adafocus": uni_adafocus.METHOD,
+    "rgtp_vitdet": rgtp.VITDET,
 }
