@@ -1,4 +1,4 @@
-"""`vidmodels list | show | train | eval | detect | convert | cost | verify`.
+"""`vidmodels list | show | train | cache | eval | detect | convert | cost | verify`.
 
 What takes long to import is imported by the command that needs it: `--help` answers at once.
 """
@@ -98,10 +98,14 @@ def show(
 def train(
     method: Annotated[str, typer.Argument(help="See `vidmodels list`.")],
     recipe: Annotated[str, typer.Option(metavar="NAME|FILE", help="A recipe of this method, or a .toml file.")],
-    data: Annotated[Path, typer.Option(metavar="SHARDS", help="What `vidprep shard --out` wrote.")],
     out: Annotated[
         Path, typer.Option(metavar="RUN", help="Folder of this run; the same one goes on where it stopped.")
     ],
+    data: Annotated[Path | None, typer.Option(metavar="SHARDS", help="What `vidprep shard --out` wrote.")] = None,
+    cache_folder: Annotated[
+        Path | None,
+        typer.Option("--cache", metavar="FOLDER", help="What `vidmodels cache --out` wrote, instead of shards."),
+    ] = None,
     overrides: Overrides = None,
     device: Device = None,
     workers: Workers = None,
@@ -111,11 +115,41 @@ def train(
     from vidmodels.train import train as run_training
 
     _find_method(method)
+    if (data is None) == (cache_folder is None):
+        raise UsageError("training needs either --data SHARDS or --cache FOLDER.")
     is_short_name = not recipe.endswith(".toml") and "/" not in recipe
     loaded = load_recipe(f"{method}/{recipe}" if is_short_name else recipe, overrides or ())
     if loaded.method != method:
         raise UsageError(f"recipe {recipe} is for {loaded.method}, not for {method}.")
-    run_training(loaded, data, out, device=device, workers=workers)
+    run_training(loaded, data, out, cache=cache_folder, device=device, workers=workers)
+
+
+@app.command()
+def cache(
+    target: Annotated[
+        str, typer.Argument(metavar="RECIPE|RUN", help="NAME, METHOD/NAME or a .toml file; or a run folder.")
+    ],
+    data: Annotated[Path, typer.Option(metavar="SHARDS", help="What `vidprep shard --out` wrote.")],
+    out: Annotated[Path, typer.Option(metavar="FOLDER", help="Folder of the cache; the same one goes on.")],
+    split: Annotated[
+        list[str] | None, typer.Option(help="May be repeated; by default what the recipe trains and validates on.")
+    ] = None,
+    weights: Annotated[
+        Path | None, typer.Option(metavar="RUN|CHECKPOINT", help="By default the recipe's train.init.")
+    ] = None,
+    overrides: Overrides = None,
+    device: Device = None,
+    workers: Workers = None,
+) -> None:
+    """Keep what the costly first part of a model makes of every video, to train the rest on it (train --cache).
+
+    A run that was stopped goes on with the same command.
+    """
+    from vidmodels.cache import cache_features, find_cached
+
+    run = find_cached(target, weights=weights, overrides=overrides or ())
+    for done in cache_features(run, data, out, splits=split or (), device=device, workers=workers):
+        typer.echo(done.sentence)
 
 
 @app.command("eval")
@@ -278,6 +312,9 @@ def cost(
     known: dict[str, float | None] = {}
     if published is not None:
         figure = f"{published.gmacs_figure} (random weights)" if published.gmacs_figure else "GMACs per clip"
+        if published.gmacs_views > 1:
+            per_clip, figure = figures[figure], f"{published.gmacs_figure or 'GMACs'}, {published.gmacs_views} views"
+            figures[figure] = published.gmacs_views * per_clip
         known = {"parameters": published.num_params, figure: published.gmacs}
     data, side = loaded.data, loaded.eval_crop
     typer.echo(f"{loaded.method}/{loaded.name}: one clip of {data.num_frames} frames, {side} x {side}")

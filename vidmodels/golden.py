@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from vidmodels.cases import Array, Component
+from vidmodels.methods.rgtp import golden as rgtp_golden
 from vidmodels.methods.rgtp import vitdet_golden, vitdet_metrics_golden
 from vidmodels.methods.sta import golden as sta_golden
 from vidmodels.methods.tam import golden as tam_golden
@@ -35,6 +36,7 @@ __all__ += ["verify_command"]
 COMPONENTS: Mapping[str, Mapping[str, Component]] = {
     "taps": taps_golden.COMPONENTS,
     "sta": sta_golden.COMPONENTS,
+    "rgtp_vivit": rgtp_golden.COMPONENTS,
     "tam": tam_golden.COMPONENTS,
     "uni_adafocus": uni_adafocus_golden.COMPONENTS,
     "rgtp_vitdet": {**vitdet_golden.COMPONENTS, **vitdet_metrics_golden.COMPONENTS},

@@ -15,7 +15,7 @@ from vidmodels.methods import METHODS
 from vidmodels.types import Recipe
 from vidprep.errors import UnknownName, UsageError, suggest
 
-__all__ = ["dump_recipe", "list_recipes", "load_recipe", "read_recipe"]
+__all__ = ["differences", "dump_recipe", "list_recipes", "load_recipe", "read_recipe"]
 
 FOLDER = Path(methods.__file__).parent
 
@@ -91,6 +91,18 @@ def read_recipe(text: str, *, source_file: str, name: str, overrides: Sequence[s
 def dump_recipe(recipe: Recipe) -> str:
     """The recipe as TOML text that `read_recipe` reads back equal, defaults written out."""
     return "\n".join(_dump_table(recipe, "")) + "\n"
+
+
+def differences(there: Mapping[str, Any], now: Mapping[str, Any], path: str = "") -> list[str]:
+    """Where two tables of settings differ, a sentence each: "train.lr: 0.1 there, 0.2 now"."""
+    found = []
+    for name in {**there, **now}:
+        old, new = there.get(name), now.get(name)
+        if isinstance(old, dict) and isinstance(new, dict):
+            found += differences(old, new, f"{path}{name}.")
+        elif old != new:
+            found.append(f"{path}{name}: {old!r} there, {new!r} now")
+    return found
 
 
 def _files() -> dict[str, Path]:

@@ -39,8 +39,9 @@ from vidmodels.checkpoints import (
 )
 from vidmodels.data import open_split
 from vidmodels.evaluate import choose_device, classify
+from vidmodels.features import FeatureDataset, open_features, weights_digest
 from vidmodels.methods import METHODS
-from vidmodels.recipes import dump_recipe, load_recipe
+from vidmodels.recipes import differences, dump_recipe, load_recipe
 from vidmodels.runs import read_facts
 from vidmodels.schedules import learning_rate_factor
 from vidmodels.streams import detect_frames
@@ -88,6 +89,8 @@ class Parts:
     settings: Train
     method: Method
     model: nn.Module
+    runs: nn.Module
+    """What is run: the model, or the part of it that learns on cached features."""
     optimizer: torch.optim.Optimizer
     initial_rates: tuple[float, ...]
     """Of each group, before the schedule."""
@@ -96,14 +99,22 @@ class Parts:
 
 
 def train(
-    recipe: Recipe, data: Path, out: Path, *, device: str | None = None, workers: int | None = None
+    recipe: Recipe,
+    data: Path | None,
+    out: Path,
+    *,
+    cache: Path | None = None,
+    device: str | None = None,
+    workers: int | None = None,
 ) -> dict[str, Any]:
     """Train a recipe on shards, or go on where an earlier run into the same folder stopped.
 
     Args:
         recipe: with a `train` part.
-        data: shards, with the recipe's training and validation splits.
+        data: shards, with the recipe's training and validation splits; None: `cache` is given.
         out: run folder; made when missing.
+        cache: train on these cached features instead, which `vidmodels cache` wrote with the recipe's settings and
+            initial weights: on all views of each video, and only what comes after them.
         device: "cpu", "cuda", "cuda:1"; None takes a GPU where there is one.
         workers: threads that prepare clips; None starts one per CPU.
 
@@ -123,9 +134,18 @@ def train(
             f"eval.best_from_epoch = {recipe.eval.best_from_epoch}, but epochs count from 0 to {settings.epochs - 1}: "
             "no epoch could be the best."
         )
-    train_set = open_split(recipe, data, recipe.data.train_split, train=True)
-    val_set = open_split(recipe, data, recipe.data.val_split, train=False)
-    facts = _facts(data, train_set, val_set)
+    train_set: ShardDataset | FeatureDataset
+    val_set: ShardDataset | FeatureDataset
+    if cache is not None:
+        train_set = open_features(recipe, cache, recipe.data.train_split)
+        val_set = open_features(recipe, cache, recipe.data.val_split)
+        facts = _facts(Path(train_set.manifest.data), train_set, val_set) | {"cache": str(cache.resolve())}
+    elif data is not None:
+        train_set = open_split(recipe, data, recipe.data.train_split, train=True)
+        val_set = open_split(recipe, data, recipe.data.val_split, train=False)
+        facts = _facts(data, train_set, val_set)
+    else:
+        raise UsageError("training needs shards or cached features; give one of them.")
     _check_folder(recipe, facts, out)
     if (out / "result.json").exists():
         result: dict[str, Any] = json.loads((out / "result.json").read_text())
@@ -143,6 +163,8 @@ def train(
     )
     val_loader = make_loader(val_set, batch_size=recipe.eval.batch_size, workers=workers)
     parts = _prepare(recipe, settings, num_classes=len(train_set.manifest.classes), device=chosen)
+    if isinstance(train_set, FeatureDataset) and isinstance(val_set, FeatureDataset):
+        parts = _on_features(parts, train_set, val_set)
     out.mkdir(parents=True, exist_ok=True)
     _write_text(out / "recipe.toml", dump_recipe(recipe))
     _write_text(out / "run.json", json.dumps(facts, indent=1) + "\n")
@@ -162,7 +184,9 @@ def train(
     return result
 
 
-def _facts(data: Path, train_set: ShardDataset, val_set: ShardDataset) -> dict[str, Any]:
+def _facts(
+    data: Path, train_set: ShardDataset | FeatureDataset, val_set: ShardDataset | FeatureDataset
+) -> dict[str, Any]:
     """What `run.json` says: which shards these are."""
     if train_set.manifest.classes != val_set.manifest.classes:
         raise UsageError(
@@ -187,7 +211,7 @@ def _check_folder(recipe: Recipe, facts: Mapping[str, Any], out: Path) -> None:
     if not (out / "last.pt").exists():
         return
     other = load_recipe(out / "recipe.toml")
-    differing = _differences(dataclasses.asdict(other), dataclasses.asdict(recipe))
+    differing = differences(dataclasses.asdict(other), dataclasses.asdict(recipe))
     before = read_facts(out / "run.json")
     if before.get("shards") != facts["shards"]:
         differing.append(f"shards: those of {before['data']} there, those of {facts['data']} now")
@@ -195,17 +219,6 @@ def _check_folder(recipe: Recipe, facts: Mapping[str, Any], out: Path) -> None:
         raise UsageError(
             f"{out} holds a run with other settings: {'; '.join(differing)}. Choose another folder for this run."
         )
-
-
-def _differences(there: Mapping[str, Any], now: Mapping[str, Any], path: str = "") -> list[str]:
-    found = []
-    for name in {**there, **now}:
-        old, new = there.get(name), now.get(name)
-        if isinstance(old, dict) and isinstance(new, dict):
-            found += _differences(old, new, f"{path}{name}.")
-        elif old != new:
-            found.append(f"{path}{name}: {old!r} there, {new!r} now")
-    return found
 
 
 def _prepare(recipe: Recipe, settings: Train, *, num_classes: int, device: torch.device) -> Parts:
@@ -229,11 +242,40 @@ def _prepare(recipe: Recipe, settings: Train, *, num_classes: int, device: torch
         settings=settings,
         method=method,
         model=model,
+        runs=model,
         optimizer=optimizer,
         initial_rates=tuple(group["lr"] for group in optimizer.param_groups),
         scaler=torch.amp.GradScaler("cuda", enabled=settings.amp == "fp16" and device.type == "cuda"),
         device=device,
     )
+
+
+def _on_features(parts: Parts, *datasets: FeatureDataset) -> Parts:
+    """The parts for training on cached features, which are those of the model as it starts.
+
+    Raises:
+        UsageError: the features were made with other weights, or the recipe trains what made them.
+    """
+    features = parts.method.features
+    if features is None:
+        raise UsageError(f"{parts.method.name} has no features to cache; train it on the clips themselves.")
+    learning = [name for name, p in parts.model.named_parameters() if p.requires_grad]
+    frozen = [name for name in learning if name.startswith(features.prefixes)]
+    if frozen:
+        raise UsageError(
+            f"recipe {parts.recipe.name} trains {frozen[0]} and {len(frozen) - 1} more, but cached features are made "
+            f"with these as they are; freeze them ({features.freeze})."
+        )
+    weights = weights_digest(parts.model, features)
+    for dataset in datasets:
+        made_with = dataset.manifest.weights_sha256
+        if made_with != weights:
+            raise UsageError(
+                f"{dataset.folder}, split {dataset.manifest.split}: features of other weights (SHA-256 "
+                f"{made_with[:12]}...) than train.init = {parts.settings.init!r} gives ({weights[:12]}...); start from "
+                "the weights that they were made with, or make them anew."
+            )
+    return dataclasses.replace(parts, runs=features.rest(parts.model))
 
 
 def _start_from(path: Path, model: nn.Module, method: Method) -> None:
@@ -294,7 +336,7 @@ def _run_epochs(
 
 def _train_epoch(parts: Parts, loader: Loader, epoch: int) -> dict[str, float]:
     """One pass over the training split; the mean of each term over its batches."""
-    settings, model, optimizer, scaler = parts.settings, parts.model, parts.optimizer, parts.scaler
+    settings, model, optimizer, scaler = parts.settings, parts.runs, parts.optimizer, parts.scaler
     _seed(settings.seed + epoch)
     loader.set_epoch(epoch)
     model.train()
@@ -336,7 +378,7 @@ def _validate(parts: Parts, loader: Loader, *, num_classes: int, description: st
     if recipe.eval.metric == "map50":
         return detect_frames(parts.model, loader, device=parts.device, description=description).metrics
     return classify(
-        parts.model,
+        parts.runs,
         loader,
         num_classes=num_classes,
         average=recipe.eval.average,

@@ -12,7 +12,8 @@ from vidprep.load.transforms import CropPlacement, Fit, TrainCrop
 from vidprep.load.types import Batch
 from vidprep.sampling import ClipPlacement, Sampler, Short
 
-__all__ = ["Batch", "Cost", "Data", "Detections", "Eval", "Method", "Output", "Published", "Recipe", "Train"]
+__all__ = ["Batch", "Cost", "Data", "Detections", "Eval", "Features", "Method", "Output", "Published", "Recipe"]
+__all__ += ["Train"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -215,6 +216,8 @@ class Published:
     """Of detectors: mean average precision at an overlap (IoU) of 0.5."""
     gmacs: float | None = None
     """Multiply-accumulates in 1e9, per video or as `convention` says."""
+    gmacs_views: int = 1
+    """Clips whose sum `gmacs` is: the views of a video, where the authors count them all."""
     gmacs_figure: str = ""
     """Which of the figures of `Method.summarise` counts in that convention; "": all MACs that run."""
     convention: str = ""
@@ -268,11 +271,28 @@ class Recipe:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Features:
+    """How a model's costly first part is run once for every video and the rest learns on what it gave."""
+
+    compute: Callable[[nn.Module, Tensor], Tensor]
+    """(model, clips (n, t, c, h, w)) -> features (n, time, d)."""
+    rest: Callable[[nn.Module], nn.Module]
+    """The part that learns: `forward(features (n, time, d, 1, 1)) -> Output`; shares the model's parameters."""
+    prefixes: tuple[str, ...]
+    """What the names of the entries begin with that features depend on."""
+    settings: Callable[[Any], dict[str, Any]]
+    """(config) -> those of its settings that features depend on, as JSON has them."""
+    freeze: str
+    """Which setting keeps these entries as they are, in training: "model.trained = ..."."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Method:
     """A method is a value: its parts, and nothing that the loops do not need."""
 
     name: str
     paper: str
+    """URL, or the title where no address is known."""
     Config: type
     """Frozen dataclass of only what the paper varies."""
     build: Callable[[Any, int], nn.Module]
@@ -290,6 +310,8 @@ class Method:
     """(model, clip (t, c, h, w), the same as pixels in 0 ... 1) -> a picture of what it keeps; None: nothing to see."""
     drawn_recipe: str = ""
     """The recipe that is drawn when none is named."""
+    features: Features | None = None
+    """For training on cached features; None: it trains on clips only."""
 
 
 def _at_least(least: int, **values: float) -> None:

@@ -10,6 +10,7 @@ __all__ = ["METHODS"]
 METHODS: Mapping[str, Method] = {
     "taps": taps.METHOD,
     "sta": sta.METHOD,
+    "rgtp_vivit": rgtp.VIVIT,
     "tam": tam.METHOD,
     "uni_adafocus": uni_adafocus.METHOD,
     "rgtp_vitdet": rgtp.VITDET,

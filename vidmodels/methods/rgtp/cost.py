@@ -12,10 +12,11 @@ from math import ceil
 from torch import nn
 
 from vidmodels.methods.rgtp.rollout import pattern_patches, sampling_stride
-from vidmodels.methods.rgtp.vivit import RgtpVivit, RgtpVivitConfig
+from vidmodels.methods.rgtp.training import rgtp_model
+from vidmodels.methods.rgtp.vivit import RgtpVivitConfig
 from vidmodels.types import Output
 
-__all__ = ["ClipCost", "clip_cost", "num_kept_patches", "summarise"]
+__all__ = ["ClipCost", "clip_cost", "num_kept_patches", "step_cost", "summarise"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,11 +57,38 @@ def clip_cost(config: RgtpVivitConfig, num_classes: int) -> ClipCost:
     convolution = time * patches * 3 * shape.tubelet * shape.patch_size**2 * d
     total = ClipCost(linear=0, matmul=0, bias=0, add=0, convolution=convolution)
     for step in range(time):
-        total += _spatial_step(config, step, (rows, columns))
+        total += step_cost(config, step, (rows, columns))
     total += _blocks(config, time + 1, config.temporal_depth) + _sum(time + 1, d)
     for classes in (num_classes, config.num_noun_classes):
         total += ClipCost(linear=d * classes, matmul=0, bias=classes, add=0)
     return total
+
+
+def step_cost(config: RgtpVivitConfig, step: int, grid: tuple[int, int], *, with_positions: bool = True) -> ClipCost:
+    """Cost of one time step of the spatial sub-model.
+
+    Args:
+        config: of the model.
+        step: counted from 0.
+        grid: rows and columns of patches.
+        with_positions: the sum of tokens and positions too.
+    """
+    d, depth, patches = config.shape.width, config.shape.depth, grid[0] * grid[1]
+    tokens = patches + 1
+    before = _sum(tokens if with_positions else 0, d)
+    if config.mode == "eventful" and step:
+        return before + _eventful_blocks(config, tokens)
+    left = num_kept_patches(config, step, grid) + 1
+    cost = before + _attention(config, tokens) + _mlp(config, left) + _blocks(config, left, depth - 1)
+    if config.mode != "rollout":
+        return cost
+    rollout = tokens**3 + (depth - 1) * left**3
+    match = offset = 0
+    if step:
+        match = (tokens - left) * (left - 1) * (d // config.shape.num_heads)
+        if config.offset_radius and not _is_reset(config, step):
+            offset = patches * (2 * config.offset_radius + 1) ** 2 * d
+    return cost + ClipCost(linear=0, matmul=rollout + match + offset, bias=0, add=0, rollout=rollout)
 
 
 def num_kept_patches(config: RgtpVivitConfig, step: int, grid: tuple[int, int]) -> int:
@@ -80,13 +108,12 @@ def summarise(model: nn.Module, output: Output) -> dict[str, float]:
     `gmacs_published`: as the published code counts. `tokens_kept`: of all patches of all time steps, the share that is
     left after the first block.
     """
-    if not isinstance(model, RgtpVivit):
-        raise TypeError(f"expected an RgtpVivit model, got {type(model).__name__}")
-    config, grid = model.config, model.backbone.grid
-    kept = sum(num_kept_patches(config, step, grid) for step in range(model.backbone.num_steps))
+    own = rgtp_model(model)
+    config, grid, num_steps = own.config, own.backbone.grid, own.backbone.num_steps
+    kept = sum(num_kept_patches(config, step, grid) for step in range(num_steps))
     return {
         "gmacs_published": clip_cost(config, output.logits.shape[-1]).published / 1e9,
-        "tokens_kept": kept / (model.backbone.num_steps * grid[0] * grid[1]),
+        "tokens_kept": kept / (num_steps * grid[0] * grid[1]),
     }
 
 
@@ -99,25 +126,6 @@ def _sampled(length: int, ratio: float) -> int:
     if ratio in (0, 1):
         return length if ratio else 0
     return ceil(length / sampling_stride(ratio))
-
-
-def _spatial_step(config: RgtpVivitConfig, step: int, grid: tuple[int, int]) -> ClipCost:
-    """One time step of the spatial sub-model, positions included."""
-    d, depth, patches = config.shape.width, config.shape.depth, grid[0] * grid[1]
-    tokens = patches + 1
-    if config.mode == "eventful" and step:
-        return _eventful_blocks(config, tokens) + _sum(tokens, d)
-    left = num_kept_patches(config, step, grid) + 1
-    cost = _attention(config, tokens) + _mlp(config, left) + _blocks(config, left, depth - 1) + _sum(tokens, d)
-    if config.mode != "rollout":
-        return cost
-    rollout = tokens**3 + (depth - 1) * left**3
-    match = offset = 0
-    if step:
-        match = (tokens - left) * (left - 1) * (d // config.shape.num_heads)
-        if config.offset_radius and not _is_reset(config, step):
-            offset = patches * (2 * config.offset_radius + 1) ** 2 * d
-    return cost + ClipCost(linear=0, matmul=rollout + match + offset, bias=0, add=0, rollout=rollout)
 
 
 def _blocks(config: RgtpVivitConfig, tokens: int, depth: int) -> ClipCost:

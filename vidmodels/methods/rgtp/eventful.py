@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from vidmodels.backbones.vivit import Block
-from vidmodels.methods.rgtp.rollout import gather_rows
+from vidmodels.layers.token_ops import gather_rows
 
 __all__ = ["BlockState", "run", "step"]
 

@@ -8,19 +8,21 @@ n independent streams. Nothing here has a gradient. Source: specification sectio
 code of Rollout-Guided Token Pruning; where it sorts without saying how ties end, ties here go by number.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
+from vidmodels.layers.token_ops import at_least_float32, gather_rows
+
 __all__ = [
     "HeadFusion",
     "Pattern",
     "Selection",
+    "class_token_rollout",
     "clusters",
     "fuse_heads",
-    "gather_rows",
     "gilbert_positions",
     "heat_map",
     "offset_choice",
@@ -54,10 +56,11 @@ class Selection(NamedTuple):
 
 @torch.no_grad()
 def fuse_heads(weights: Tensor, fusion: HeadFusion) -> Tensor:
-    """One attention matrix of all heads, (n, heads, q, s) -> (n, q, s).
+    """One attention matrix of all heads, (n, heads, q, s) -> (n, q, s), in float32 at least.
 
     Root mean squares of rows that sum to 1 no longer sum to 1; that is meant.
     """
+    weights = weights.to(at_least_float32(weights))
     if fusion == "mean":
         return weights.mean(1)
     total = weights[:, 0].square()
@@ -86,6 +89,22 @@ def rollout_row_step(row: Tensor, fused: Tensor, query_tokens: Tensor | None = N
     if query_tokens is None:
         return product.add_(weighted)
     return product.scatter_add_(1, query_tokens, weighted)
+
+
+@torch.no_grad()
+def class_token_rollout(fused: Sequence[Tensor], query_tokens: Tensor | None) -> Tensor:
+    """How much each token of the first block contributed to the class token after the last one, (n, s).
+
+    Args:
+        fused: of each block in order: (n, q, s) of the first, whose queries may be of some tokens only, (n, q, q) of
+            the others. Token 0 is the class token.
+        query_tokens: (n, q) which tokens the first block's queries are; None: all.
+    """
+    row = torch.zeros_like(fused[-1][:, 0, : fused[-1].shape[1]])
+    row[:, 0] = 1
+    for attention in fused[:0:-1]:
+        row = rollout_row_step(row, attention)
+    return rollout_row_step(row, fused[0], query_tokens)
 
 
 @torch.no_grad()
@@ -253,12 +272,6 @@ def pattern_patches(pattern: Pattern, grid: tuple[int, int]) -> Selection:
             is_kept = (y % 3 == 0) & (x % 3 == 0)
     flat = is_kept.flatten()
     return Selection(flat.nonzero().T, (~flat).nonzero().T)
-
-
-def gather_rows(x: Tensor, index: Tensor) -> Tensor:
-    """x[i, index[i, j]] for (n, s, ...) and (n, k): whole rows are copied, several times faster than a gather."""
-    offsets = torch.arange(len(x), device=index.device)[:, None] * x.shape[1]
-    return x.flatten(0, 1).index_select(0, (index + offsets).flatten()).view(*index.shape, *x.shape[2:])
 
 
 # ---- Gilbert curve ----

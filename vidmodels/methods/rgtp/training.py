@@ -4,17 +4,18 @@ The published fine-tuning keeps the spatial sub-model: its class tokens are comp
 with the pruning that the model is to run with, and the rest learns on them.
 """
 
+from dataclasses import asdict
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from vidmodels.methods.rgtp.vivit import RgtpVivit
-from vidmodels.types import Batch, Output, Train
+from vidmodels.methods.rgtp.vivit import RgtpVivit, RgtpVivitConfig
+from vidmodels.types import Batch, Features, Output, Train
 from vidprep.errors import UsageError
 
-__all__ = ["OnFeatures", "param_groups", "training_step"]
+__all__ = ["FEATURES", "OnFeatures", "param_groups", "rgtp_model", "training_step"]
 
 SPATIAL = ("backbone.patch_embed.", "backbone.spatial.")
 """What entries begin with that cached features depend on."""
@@ -91,3 +92,38 @@ def rgtp_model(model: nn.Module) -> RgtpVivit:
         if isinstance(part, RgtpVivit):
             return part
     raise TypeError(f"expected an RgtpVivit model, got {type(model).__name__}")
+
+
+ONLY_TRAINING = ("num_noun_classes", "temporal_depth", "drop_path", "head_dropout", "trained", "loss_on")
+"""Settings that class tokens of the spatial sub-model do not depend on, whatever the mode."""
+OF_ROLLOUT = (
+    "keep_ratio",
+    "foreground_ratio",
+    "background_ratio",
+    "gilbert_sampling",
+    "reset_interval",
+    "reset_pattern",
+    "offset_radius",
+    "head_fusion",
+)
+OF_EVENTFUL = ("top_k", "value_cast")
+
+
+def _compute(model: nn.Module, clips: Tensor) -> Tensor:
+    return rgtp_model(model).spatial_features(clips)
+
+
+def _settings(config: RgtpVivitConfig) -> dict[str, Any]:
+    of_mode = {"base": (*OF_ROLLOUT, *OF_EVENTFUL), "rollout": OF_EVENTFUL, "eventful": OF_ROLLOUT}
+    without = (*ONLY_TRAINING, *of_mode[config.mode])
+    return {name: value for name, value in asdict(config).items() if name not in without}
+
+
+FEATURES = Features(
+    compute=_compute,
+    rest=lambda model: OnFeatures(rgtp_model(model)),
+    prefixes=SPATIAL,
+    settings=_settings,
+    freeze='model.trained = "temporal"',
+)
+"""The class tokens of the spatial sub-model, one a time step."""

@@ -18,19 +18,19 @@ from torch.nn.functional import dropout
 
 from vidmodels.backbones.vit import SIZES, ViTShape, init_weights
 from vidmodels.backbones.vivit import Block, FactorisedViViT
+from vidmodels.layers.token_ops import at_least_float32, full_precision, gather_rows
 from vidmodels.methods.rgtp import eventful
 from vidmodels.methods.rgtp.rollout import (
     HeadFusion,
     Pattern,
+    class_token_rollout,
     clusters,
     fuse_heads,
-    gather_rows,
     gilbert_positions,
     heat_map,
     offset_choice,
     offset_sources,
     pattern_patches,
-    rollout_row_step,
     select,
     shift_heat,
 )
@@ -387,29 +387,18 @@ class RgtpVivit(nn.Module):
             with_heat: whether a heat map is wanted.
         """
         spatial = self.backbone.spatial
-        choice = shifted = kept = tokens = None
+        choice = shifted = kept = None
         if kind == "ordinary":
             choice, shifted, kept = self.choose(embedding, _given(previous), _given(heat))
         elif kind == "reset":
             kept = self.pattern.expand(len(embedding), -1)
 
-        blocks = cast("list[Block]", list(spatial.blocks))
-        first = blocks[0]
+        first, *later = cast("list[Block]", list(spatial.blocks))
         x = spatial.with_class_token(embedding, self.backbone.positions())
-        y = first.norm1(x)
-        if kept is None:
-            query, key, value = first.attn.project(y)
-        else:
-            tokens = torch.cat([kept.new_zeros(len(kept), 1), kept + 1], dim=1)  # the class token, then patches
-            key, value = first.attn.keys_values(y)
-            x, y = gather_rows(x, tokens), gather_rows(y, tokens)
-            query = first.attn.queries(y)
-        keys = key
-        fused = []
-        for block in blocks:
-            if block is not first:
-                query, key, value = block.attn.project(block.norm1(x))
-            attended = block.attn.attend(query, key, value, with_weights=with_heat)
+        x, keys, weights = run_first_block(first, x, kept, with_weights=with_heat)
+        fused = [] if weights is None else [fuse_heads(weights, self.config.head_fusion)]
+        for block in later:
+            attended = block.attn.attend(*block.attn.project(block.norm1(x)), with_weights=with_heat)
             if attended.weights is not None:
                 fused.append(fuse_heads(attended.weights, self.config.head_fusion))
             x = block.feed_forward(block.add(x, block.attn.proj(attended.out)))
@@ -417,22 +406,21 @@ class RgtpVivit(nn.Module):
         if not with_heat:
             return TimeStep(class_token, kept, None, None, choice, shifted)
 
-        row = torch.zeros_like(fused[-1][:, 0])
-        row[:, 0] = 1  # of the class token
-        for attention in fused[:0:-1]:
-            row = rollout_row_step(row, attention)
-        values = rollout_row_step(row, fused[0], tokens)[:, 1:]
-        if kept is None:
-            return TimeStep(class_token, None, heat_map(values, None, None), None, choice, shifted)
-        cluster = clusters(keys.detach().mean(1)[:, 1:], kept)
-        heat = heat_map(values.gather(1, kept), kept, cluster)
+        with full_precision(x.device.type):
+            values = class_token_rollout(fused, None if kept is None else token_numbers(kept))[:, 1:]
+            if kept is None:
+                return TimeStep(class_token, None, heat_map(values, None, None), None, choice, shifted)
+            cluster = clusters(keys.to(at_least_float32(keys)).mean(1)[:, 1:], kept)
+            heat = heat_map(values.gather(1, kept), kept, cluster)
         return TimeStep(class_token, kept, heat, cluster, choice, shifted)
 
     def choose(self, embedding: Tensor, previous: Tensor, heat: Tensor) -> tuple[Tensor | None, Tensor, Tensor]:
         """What an ordinary step keeps: (n, p) where heat came from, (n, p) the shifted heat, (n, k) patches."""
         config, choice = self.config, None
         if config.offset_radius:
-            choice = offset_choice(embedding, previous, grid=self.backbone.grid, radius=config.offset_radius)
+            now, before = (x.to(at_least_float32(x)) for x in (embedding, previous))
+            with full_precision(now.device.type):
+                choice = offset_choice(now, before, grid=self.backbone.grid, radius=config.offset_radius)
             heat = shift_heat(heat, choice, sources=self.sources)
         selection = select(
             heat,
@@ -449,6 +437,38 @@ class RgtpVivit(nn.Module):
         if step.kept is None:
             return torch.ones(shape, dtype=torch.bool, device=step.class_token.device)
         return torch.zeros(shape, dtype=torch.bool, device=step.kept.device).scatter_(1, step.kept, True)
+
+
+def run_first_block(
+    block: Block, x: Tensor, kept: Tensor | None, *, with_weights: bool
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """The block that drops tokens: all are attended to, the kept ones go on.
+
+    Args:
+        block: the first one.
+        x: (n, s, d), class token first.
+        kept: (n, k) patches; None: all.
+        with_weights: whether attention's are wanted.
+
+    Returns:
+        (n, k + 1, d), class token first; keys of all tokens (n, heads, s, e); weights (n, heads, k + 1, s).
+    """
+    y = block.norm1(x)
+    if kept is None:
+        query, key, value = block.attn.project(y)
+    else:
+        tokens = token_numbers(kept)
+        key, value = block.attn.keys_values(y)
+        x = gather_rows(x, tokens)
+        query = block.attn.queries(gather_rows(y, tokens))
+    attended = block.attn.attend(query, key, value, with_weights=with_weights)
+    x = block.feed_forward(block.add(x, block.attn.proj(attended.out)))
+    return x, key, attended.weights
+
+
+def token_numbers(kept: Tensor) -> Tensor:
+    """(n, k) patches -> (n, k + 1) tokens, the class token first."""
+    return torch.cat([kept.new_zeros(len(kept), 1), kept + 1], dim=1)
 
 
 def _by_time(step: TimeStep, numbers: Sequence[int], num_clips: int) -> dict[int, TimeStep]:

@@ -10,14 +10,14 @@ Source: Ding et al., ICCV 2023, section 3; steps a to h of the specification, se
 numbered as in this folder's README.
 """
 
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.amp import is_autocast_available
 from torch.linalg import vector_norm
+
+from vidmodels.layers.token_ops import at_least_float32, full_precision, gather_rows
 
 __all__ = ["Decision", "Stage", "choose_tokens", "gather_tokens", "stages"]
 
@@ -85,12 +85,12 @@ def choose_tokens(
     num_kept = size - prune_number
     if prune_number < 0 or num_kept < 1:
         raise ValueError(f"r = {prune_number} of {size} tokens in a group leaves none; lower r")
-    with _full_precision(tokens.device.type):
+    with full_precision(tokens.device.type):
         # summed pairwise; `vector_norm` would need no copy, but its error can exchange near ties
-        importance = tokens.abs().sum(-1, dtype=_at_least_float32(tokens)).reshape(-1, num_groups, size)
+        importance = tokens.abs().sum(-1, dtype=at_least_float32(tokens)).reshape(-1, num_groups, size)
         low, high = importance.amin(-1, keepdim=True), importance.amax(-1, keepdim=True)
         semantic = (importance - low) / (high - low)
-        keys = keys.to(_at_least_float32(keys))
+        keys = keys.to(at_least_float32(keys))
         unit = (keys / vector_norm(keys, dim=-1, keepdim=True)).reshape(-1, num_groups, size, keys.shape[-1])
         groups = range(num_groups)[::-1] if backwards else range(num_groups)
 
@@ -106,7 +106,7 @@ def choose_tokens(
             score = redundancy * (1 - semantic[:, group])
             index = score.sort(dim=-1, stable=True).indices[:, :num_kept]
             kept[group] = index
-            before, weights = _rows(current, index), redundancy.gather(1, index)
+            before, weights = gather_rows(current, index), redundancy.gather(1, index)
             weights = weights / weights.sum(-1, keepdim=True)
             accumulated.append(redundancy)
             scores.append(score)
@@ -129,7 +129,7 @@ def gather_tokens(tokens: Tensor, kept: Tensor) -> Tensor:
     """
     num_groups = kept.shape[1]
     starts = torch.arange(num_groups, device=kept.device)[:, None] * (tokens.shape[1] // num_groups)
-    return _rows(tokens, (kept + starts).flatten(1))
+    return gather_rows(tokens, (kept + starts).flatten(1))
 
 
 def _bipartite_order(unit: Tensor) -> tuple[Tensor, Tensor]:
@@ -139,18 +139,3 @@ def _bipartite_order(unit: Tensor) -> tuple[Tensor, Tensor]:
     positions = torch.arange(unit.shape[1], device=unit.device)
     ranked = positions[0::2][similarity.sort(dim=-1, stable=True).indices]
     return torch.cat([positions[1::2].expand(len(unit), -1), ranked], dim=1), similarity
-
-
-def _rows(x: Tensor, index: Tensor) -> Tensor:
-    """x[i, index[i, j]] for (n, s, ...) and (n, k): whole rows are copied, several times faster than a gather."""
-    offsets = torch.arange(len(x), device=index.device)[:, None] * x.shape[1]
-    return x.flatten(0, 1).index_select(0, (index + offsets).flatten()).view(*index.shape, *x.shape[2:])
-
-
-def _full_precision(device_type: str) -> AbstractContextManager[Any]:
-    """Without autocast, where there is one (the meta device has none)."""
-    return torch.autocast(device_type, enabled=False) if is_autocast_available(device_type) else nullcontext()
-
-
-def _at_least_float32(x: Tensor) -> torch.dtype:
-    return torch.float64 if x.dtype == torch.float64 else torch.float32
