@@ -202,8 +202,12 @@ def propose(rpn: RpnOutput, *, image_size: int, limits: ProposalLimits) -> tuple
         limits: how many.
 
     Returns:
-        For each image boxes (r, 4) and their logits (r,), the highest first.
+        For each image boxes (r, 4) and their logits (r,), the highest first. On the meta device, where nothing has a
+        value, as many as there can be.
     """
+    if rpn.logits[0].is_meta:
+        full = rpn.logits[0].new_empty(len(rpn.logits[0]), limits.num_proposals, 5)
+        return list(full[..., :4]), list(full[..., 4])
     boxes, logits, level_numbers = [], [], []
     for number, (anchors, level_logits, deltas) in enumerate(zip(rpn.anchors, rpn.logits, rpn.deltas, strict=True)):
         best, index = level_logits.float().topk(min(limits.num_candidates, level_logits.shape[1]), dim=1)
@@ -291,6 +295,8 @@ def pool_boxes(levels: Sequence[Tensor], boxes: Sequence[Tensor], *, roi_size: i
     rows = torch.cat([image.to(every), every], dim=1)
     number = levels_of_boxes(every, len(strides))
     pooled = levels[0].new_zeros(len(rows), levels[0].shape[1], roi_size, roi_size)
+    if pooled.is_meta:
+        return pooled
     for index, (level, stride) in enumerate(zip(levels, strides, strict=False)):
         chosen = (number == index).nonzero(as_tuple=True)[0]
         if len(chosen):

@@ -1,6 +1,6 @@
 """RGTP: tokens of a video transformer are pruned by the attention rollout of the frame before."""
 
-from vidmodels.methods.rgtp import vitdet, vitdet_convert, vitdet_training
+from vidmodels.methods.rgtp import vitdet, vitdet_convert, vitdet_cost, vitdet_training
 from vidmodels.methods.rgtp.convert import convert
 from vidmodels.methods.rgtp.cost import summarise
 from vidmodels.methods.rgtp.training import FEATURES, param_groups, training_step
@@ -34,7 +34,7 @@ VITDET = Method(
     param_groups=vitdet_training.param_groups,
     make_dynamic=lambda model: model,
     convert=vitdet_convert.convert,
-    summarise=lambda model, output: {},
+    summarise=vitdet_cost.summarise,
     draw=draw_kept_tokens,
     drawn_recipe="rgtp_vitdet/imagenet_vid_672_keep512",
 )

@@ -354,7 +354,7 @@ def _attend_and_fuse(
     fused = query.new_zeros(k, key.shape[1])
     for head in range(heads):
         scores = relative_bias(along_y[head], along_x[head])
-        scores.addmm_(query[head], key[head].T, alpha=e**-0.5)
+        torch.addmm(scores, query[head], key[head].T, alpha=e**-0.5, out=scores)
         weights = scores.softmax(-1)
         fused.addcmul_(weights, weights)
         torch.mm(weights, value[head], out=out[:, head])
