@@ -79,8 +79,6 @@ class Windows:
     """Tokens of a window."""
     slots: Tensor
     """(s,) where token i stands: window * area + row in it * side + column in it."""
-    filling: Tensor
-    """Slots that no token stands in."""
 
 
 @lru_cache(maxsize=32)
@@ -93,12 +91,11 @@ def windows(grid: int, side: int, device: torch.device) -> Windows:
         device: where the numbers live.
     """
     per_side = -(-grid // side)
-    position = torch.arange(grid, device=device)
-    window, inside = position // side, position % side
-    slots = (window[:, None] * per_side + window) * side**2 + inside[:, None] * side + inside
-    taken = torch.zeros(per_side**2 * side**2, dtype=torch.bool, device=device)
-    taken[slots.flatten()] = True
-    return Windows(count=per_side**2, area=side**2, slots=slots.flatten(), filling=(~taken).nonzero(as_tuple=True)[0])
+    with torch.inference_mode(mode=False):  # kept for all callers, those that need gradients among them
+        position = torch.arange(grid, device=device)
+        window, inside = position // side, position % side
+        slots = (window[:, None] * per_side + window) * side**2 + inside[:, None] * side + inside
+        return Windows(count=per_side**2, area=side**2, slots=slots.flatten())
 
 
 # ---- parts of the transformer ----
