@@ -36,12 +36,12 @@ class Oracle(nn.Module):
         super().__init__()
         self.known = [[frame.targets for frame in sequences[index]] for index in range(len(sequences))]
         self.sequence = -1
-        self.sizes: set[tuple[int, ...]] = set()
+        self.seen: set[tuple[tuple[int, ...], torch.dtype]] = set()
 
     def step(self, frame: Tensor, state: Any = None) -> tuple[Detections, Any]:
         assert not self.training
         assert not torch.is_grad_enabled()
-        self.sizes.add((*frame.shape, frame.dtype))
+        self.seen.add((tuple(frame.shape), frame.dtype))
         if state is None:
             self.sequence += 1
         place = state or 0
@@ -56,7 +56,7 @@ def test_every_frame_is_found_in_order_and_every_sequence_starts_anew(shards: Pa
     result = detect_stream(model, sequences)
     assert model.training
     assert model.sequence == 1
-    assert model.sizes == {(3, 48, 64, torch.uint8)}
+    assert model.seen == {((3, 48, 64), torch.uint8)}
     assert [(frame.video_id, frame.number) for frame in result.frames] == [
         (f"val_{k:02d}", number) for k in range(2) for number in range(24)
     ]

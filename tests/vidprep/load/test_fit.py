@@ -1,6 +1,7 @@
 """Whole frames in a square: how they are resized, padded and mirrored, and their boxes with them."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,6 +14,11 @@ from vidprep.load.transforms import normalise
 
 PADDED: ClipOptions = {"num_frames": 3, "fit": "pad", "resize": 40, "crop": 48, "dtype": "uint8"}
 """Frames of 96 x 64 become 48 x 32: the long side decides."""
+
+
+def opened(folder: Path, **changes: Any) -> ShardDataset:
+    options: Any = {**PADDED, **changes}
+    return ShardDataset(folder, **options)
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +73,7 @@ def test_a_view_is_the_frame_and_black_right_of_it_and_below(folder: Path) -> No
 
 
 def test_padding_is_zero_after_normalising(folder: Path) -> None:
-    padded, given = ShardDataset(folder, **{**PADDED, "dtype": "float32"})[1], ShardDataset(folder, **PADDED)[1]
+    padded, given = opened(folder, dtype="float32")[1], ShardDataset(folder, **PADDED)[1]
     assert not padded.frames[..., 32:, :].any()
     expected = normalise(given.frames[..., :32, :], mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
     torch.testing.assert_close(padded.frames[..., :32, :], expected)
@@ -82,8 +88,8 @@ def test_memory_of_an_earlier_batch_does_not_shine_through(folder: Path) -> None
 
 
 def test_a_flip_mirrors_the_picture_and_its_boxes_and_not_the_padding(folder: Path) -> None:
-    options: ClipOptions = {**PADDED, "resize": 24, "train": True}  # 36 x 24: padding on both sides
-    flipping, plain = ShardDataset(folder, **options), ShardDataset(folder, **{**options, "flip": False})
+    # 36 x 24: padding on both sides
+    flipping, plain = (opened(folder, resize=24, train=True, flip=flip) for flip in (True, False))
     num_flipped = 0
     for epoch in range(6):
         flipped, given = (dataset.load(0, epoch=epoch) for dataset in (flipping, plain))
@@ -120,6 +126,6 @@ def test_a_batch_knows_the_size_of_each_picture(folder: Path) -> None:
         ({"fit": "stretch"}, "fit is one of crop, pad; got 'stretch'"),
     ],
 )
-def test_settings_that_do_not_go_with_padding_are_refused(folder: Path, options: ClipOptions, message: str) -> None:
+def test_settings_that_do_not_go_with_padding_are_refused(folder: Path, options: dict[str, Any], message: str) -> None:
     with pytest.raises(UsageError, match=message):
-        ShardDataset(folder, **{**PADDED, **options})
+        opened(folder, **options)
