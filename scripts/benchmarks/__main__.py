@@ -10,6 +10,7 @@ BENCHMARKS = {
     "decode": "scripts.benchmarks.decode",
     "extract": "scripts.benchmarks.extract",
     "load": "scripts.benchmarks.load",
+    "rgtp_vitdet": "scripts.benchmarks.rgtp_vitdet",
     "sta": "scripts.benchmarks.sta",
 }
 """Name -> module with `run(rounds=...) -> (ratios, machine)`."""

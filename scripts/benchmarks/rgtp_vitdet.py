@@ -1,0 +1,88 @@
+"""ViTDet-B at 672 x 672 on a stream of 9 frames, a key frame with its cycle and the next one: RGTP against all tokens.
+
+The backbone with its rollout, without pyramid and heads: what the published costs count. float32, 2 threads, random
+weights; what is found is given, a box that moves to the right. Frames are 378 x 672, the rest of the square is empty.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from scripts.benchmarks.runner import Ratio, Side, compare, machine_facts, measure, print_rates, print_ratios
+from vidmodels.backbones.detection import Detections
+from vidmodels.cost import counting_macs
+from vidmodels.methods.rgtp.vitdet import Detector, VitDetConfig
+from vidmodels.methods.rgtp.vitdet_cost import backbone_cost
+from vidmodels.methods.rgtp.vitdet_stream import StreamState
+
+__all__ = ["PACKAGES", "run"]
+
+PACKAGES = ("torch", "torchvision", "numpy")
+NUM_FRAMES, NUM_BASE_FRAMES, NUM_CLASSES = 9, 2, 30
+KEEP_RATIOS = {"keep512": 0.29, "keep196": 0.111}
+
+
+def run(*, rounds: int) -> tuple[dict[str, Ratio], dict[str, object]]:
+    """Measure and print; the ratios and the machine."""
+    torch.set_num_threads(2)
+    torch.manual_seed(0)
+    base = Detector(VitDetConfig(), NUM_CLASSES).eval()
+    frames = torch.rand(3, 378, 672) + 0.05 * torch.randn(NUM_FRAMES, 3, 378, 672)
+    models = {"base": base}
+    for name, keep_ratio in KEEP_RATIOS.items():
+        with torch.device("meta"):
+            models[name] = Detector(VitDetConfig(keep_ratio=keep_ratio), NUM_CLASSES).eval()
+        models[name].load_state_dict(base.state_dict(), assign=True)
+    # Frames without pruning are all alike: two of them tell what nine would.
+    streams = {
+        name: _stream(model, frames[: NUM_BASE_FRAMES if model is base else None]) for name, model in models.items()
+    }
+    counted = {name: _counted(stream) for name, stream in streams.items()}
+    rates = measure([Side(name=name, run=stream) for name, stream in streams.items()], rounds=rounds)
+    print_rates(f"backbone of ViTDet-B, 672 x 672, streams of {NUM_FRAMES} frames", rates, unit="frames / CPU s")
+    ratios = {}
+    for name in KEEP_RATIOS:
+        faster = compare(rates[name], rates["base"])
+        ratios[f"{name}_vs_base"] = faster
+        by = {
+            "published_macs": _published(base) / _published(models[name]),
+            "macs_that_run": counted["base"] / counted[name],
+        }
+        for kind, ratio in by.items():
+            share = compare([run / ratio for run in faster.runs], [1.0] * rounds)
+            ratios[f"{name}_share_of_{ratio:.2f}_by_{kind}"] = share
+    print_ratios("rate over rate", ratios)
+    return ratios, machine_facts(PACKAGES)
+
+
+def _stream(model: Detector, frames: Tensor) -> Callable[[], int]:
+    """Runs the frames from no state; the number of frames."""
+
+    def run_frames() -> int:
+        state: StreamState | None = None
+        for number, frame in enumerate(frames):
+            left = 100.0 + 8 * number
+            found = Detections(
+                boxes=torch.tensor([[left, 100.0, left + 160, 300.0]]),
+                scores=torch.tensor([0.9]),
+                labels=torch.tensor([0]),
+            )
+            state = model.follow(model.run_backbone(frame, state), found)
+        return len(frames)
+
+    return run_frames
+
+
+def _counted(stream: Callable[[], int]) -> float:
+    """Multiply-accumulates that run, a frame."""
+    with torch.no_grad(), counting_macs() as counter:
+        num_frames = stream()
+    return counter.macs / num_frames
+
+
+def _published(model: Detector) -> float:
+    """The same in the published convention."""
+    num_keys = len(range(0, NUM_FRAMES, model.config.reset_interval))
+    key, other = (backbone_cost(model.config, is_key=is_key).published for is_key in (True, False))
+    return (num_keys * key + (NUM_FRAMES - num_keys) * other) / NUM_FRAMES
