@@ -5,7 +5,6 @@ from PIL import Image, ImageDraw
 from torch import Tensor, nn
 
 from vidmodels.methods.rgtp.vitdet import Detector
-from vidmodels.types import Detections
 from vidprep.errors import UsageError
 
 __all__ = ["draw_kept_tokens"]
@@ -14,6 +13,8 @@ FADED = 0.85
 """How white a token becomes that is not computed."""
 SEEN_THROUGH = 0.35
 """Share of the frame under its heat."""
+DRAWN_SCORE = 0.5
+"""Boxes with a lower score are not drawn; the rollout starts from some of them, too (`anchor_score`)."""
 WIDTH, GAP, LABEL_HEIGHT = 192, 6, 20
 """Pixels: width of a frame in the picture, space between frames, height of a line of text."""
 
@@ -50,8 +51,9 @@ def draw_kept_tokens(model: nn.Module, clip: Tensor, pixels: Tensor) -> Image.Im
             kept = torch.zeros(config.grid**2).index_fill(0, state.kept.cpu().flatten(), 1.0)
         heat = torch.zeros(config.grid**2) if state.heat is None else state.heat.cpu().flatten().float()
         what = "key frame" if state.kept is None else "frame"
+        boxes = found.boxes[found.scores >= DRAWN_SCORE]
         cells = (
-            (f"{what} {column}: {len(found.scores)} found", _frame(shown, found)),
+            (f"{what} {column}: {len(boxes)} boxes", _frame(shown, boxes)),
             (f"{int(kept.sum())} of {len(kept)} tokens computed", _fade(shown, kept, config.grid, config.image_size)),
             ("heat for the next frame", _warm(shown, heat, config.grid, config.image_size)),
         )
@@ -63,11 +65,11 @@ def draw_kept_tokens(model: nn.Module, clip: Tensor, pixels: Tensor) -> Image.Im
     return canvas
 
 
-def _frame(shown: Tensor, found: Detections) -> Image.Image:
+def _frame(shown: Tensor, boxes: Tensor) -> Image.Image:
     image = _image(shown)
     draw = ImageDraw.Draw(image)
     line = max(1, round(shown.shape[-1] / WIDTH * 2))
-    for left, top, right, bottom in found.boxes.tolist():
+    for left, top, right, bottom in boxes.tolist():
         draw.rectangle((left, top, max(left, right), max(top, bottom)), outline="red", width=line)
     return image
 
