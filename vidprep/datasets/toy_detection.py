@@ -7,7 +7,7 @@ The class is the kind of shape: its outline and its hue. A sequence whose shapes
 import shutil
 from collections.abc import Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
 
@@ -132,10 +132,16 @@ def _write_folder(folder: Path, files: Mapping[str, bytes]) -> None:
 class _Shape:
     label: int
     radius: float
-    colour: NDArray[np.float64]
+    tint: NDArray[np.float64]
+    """Added to the class's hue."""
     centres: NDArray[np.float64]
     """(t, 2): row and column in each frame."""
     first_frame: int
+
+    @property
+    def colour(self) -> NDArray[np.float64]:
+        """RGB in 0 ... 1."""
+        return np.clip(np.array(HUES[self.label]) + self.tint, 0, 1)
 
 
 def render_sequence(split: str, number: int) -> tuple[NDArray[np.uint8], tuple[FrameAnnotation, ...]]:
@@ -144,6 +150,7 @@ def render_sequence(split: str, number: int) -> tuple[NDArray[np.uint8], tuple[F
     frames = np.repeat(_draw_background(rng)[None], NUM_FRAMES, axis=0)
     starts_late = rng.random() < 0.25
     shapes = [_draw_shape(rng, starts_late=starts_late) for _ in range(int(rng.integers(1, 4)))]
+    shapes[0] = replace(shapes[0], label=number % len(CLASSES))  # every class in every split
     boxes: list[list[Box]] = [[] for _ in range(NUM_FRAMES)]
     for track_id, shape in enumerate(shapes):
         for index in range(shape.first_frame, NUM_FRAMES):
@@ -187,7 +194,7 @@ def _draw_shape(rng: np.random.Generator, *, starts_late: bool) -> _Shape:
     return _Shape(
         label=label,
         radius=radius,
-        colour=np.clip(np.array(HUES[label]) + rng.uniform(-0.06, 0.06, size=3), 0, 1),
+        tint=rng.uniform(-0.06, 0.06, size=3),
         centres=low + np.minimum(folded, period - folded),
         first_frame=int(rng.integers(3, 8)) if starts_late else 0,
     )

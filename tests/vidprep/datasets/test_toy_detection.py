@@ -30,7 +30,7 @@ def test_every_data_set_with_boxes_has_a_reader_for_them() -> None:
 
 
 def test_boxes_enclose_the_pixels_of_their_shapes() -> None:
-    frames, annotations = toy_detection.render_sequence("train", 1)  # one triangle
+    frames, annotations = toy_detection.render_sequence("train", 1)  # one shape
     first = next(found for found in annotations if found.boxes)
     background = np.median(frames.astype(np.float64), axis=0)
     [box] = first.boxes
@@ -42,6 +42,12 @@ def test_boxes_enclose_the_pixels_of_their_shapes() -> None:
     assert (abs(rows.min() - top), abs(columns.min() - left)) <= (1, 1)
     assert rows.max() <= bottom
     assert columns.max() <= right
+
+
+def test_every_split_shows_every_class() -> None:
+    for split, count in toy_detection.NUM_SEQUENCES.items():
+        firsts = [toy_detection.render_sequence(split, number)[1][-1].boxes[0].label for number in range(min(count, 8))]
+        assert firsts == [number % 4 for number in range(8)]
 
 
 def test_all_classes_speeds_and_empty_frames_occur() -> None:
