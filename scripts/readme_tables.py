@@ -91,7 +91,7 @@ def _cost(recipe: Recipe) -> tuple[int, int]:
 def _published(published: Published | None) -> str:
     if published is None:
         return "ours"
-    figures = {"top-1": published.top1, "mAP": published.map, "GMACs": published.gmacs}
+    figures = {"top-1": published.top1, "mAP": published.map, "mAP50": published.map50, "GMACs": published.gmacs}
     known = [f"{name} {value:g}" for name, value in figures.items() if value is not None]
     return ", ".join(known) or "only in figures"
 
