@@ -160,3 +160,13 @@ def test_an_image_of_another_size_or_none_at_all_is_named(tmp_path: Path) -> Non
     (folder / "00002.jpg").write_bytes(b"no image")
     with pytest.raises(CorruptVideo, match=r"00002.jpg: "):
         list(sequence)
+
+
+def test_the_classes_of_imagenet_vid_are_numbered_as_the_published_labels_less_one() -> None:
+    classes, synsets = read_classes("imagenet_vid"), read_classes("imagenet_vid", "synsets.txt")
+    published = (
+        "airplane antelope bear bicycle bird bus car cattle dog domestic_cat elephant fox giant_panda hamster horse "
+        "lion lizard monkey motorcycle rabbit red_panda sheep snake squirrel tiger train turtle watercraft whale zebra"
+    )
+    assert classes == tuple(published.split())
+    assert (synsets[0], synsets[12], synsets[29]) == ("n02691156", "n02510455", "n02391049")
