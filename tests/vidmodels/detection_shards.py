@@ -20,10 +20,14 @@ TINY = (
 """Changes to the recipe rgtp_vitdet/toy that make it quick, and too small to learn much."""
 
 
-def write_detection_shards(folder: Path, *, train: int = 2, val: int = 2, with_boxes: bool = True) -> Path:
-    """Splits train and val with so many sequences of 24 frames."""
+def write_detection_shards(
+    folder: Path, *, train: int = 2, val: int = 2, with_boxes: bool = True, damaged: str = ""
+) -> Path:
+    """Splits train and val with so many sequences of 24 frames; one of them may lack a frame, and so is in no shard."""
     with mock.patch.object(toy_detection, "NUM_SEQUENCES", {"train": train, "val": val}):
         toy_detection.generate(folder / "data")
+        if damaged:
+            (folder / "data" / "Data" / "VID" / "val" / damaged / "000005.JPEG").unlink()
         for name in ("train", "val"):
             split = toy_detection.build_split(name)
             frames = {
