@@ -175,12 +175,17 @@ class RegionProposals(nn.Module):
 
     def forward(self, levels: Sequence[Tensor]) -> RpnOutput:
         """p2 ... p6, (n, channels, side, side) each."""
+        logits, deltas = self.score(levels)
+        return RpnOutput(anchors=self.anchors(levels), logits=tuple(logits), deltas=tuple(deltas))
+
+    def score(self, levels: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+        """Logits (n, a) and deltas (n, a, 4) of any levels."""
         logits, deltas = [], []
         for level in levels:
             hidden = self.rpn_head.conv(level)
             logits.append(self.rpn_head.objectness_logits(hidden).permute(0, 2, 3, 1).flatten(1))
             deltas.append(self.rpn_head.anchor_deltas(hidden).permute(0, 2, 3, 1).reshape(len(level), -1, 4))
-        return RpnOutput(anchors=self.anchors(levels), logits=tuple(logits), deltas=tuple(deltas))
+        return logits, deltas
 
     def anchors(self, levels: Sequence[Tensor]) -> tuple[Tensor, ...]:
         """The anchors of each level, (a, 4)."""

@@ -294,8 +294,11 @@ class LayerNorm2d(nn.LayerNorm):
 
     def forward(self, x: Tensor) -> Tensor:
         """(n, c, h, w) -> (n, c, h, w)."""
-        rows = layer_norm(x.permute(0, 2, 3, 1), self.normalized_shape, self.weight, self.bias, self.eps)
-        return rows.permute(0, 3, 1, 2)
+        return self.rows(x.permute(0, 2, 3, 1)).permute(0, 3, 1, 2)
+
+    def rows(self, x: Tensor) -> Tensor:
+        """The same of positions in any order, (..., c)."""
+        return layer_norm(x, self.normalized_shape, self.weight, self.bias, self.eps)
 
 
 class Pyramid(nn.Module):
@@ -331,7 +334,21 @@ class Pyramid(nn.Module):
 
     def forward(self, tokens: Tensor) -> tuple[Tensor, ...]:
         """(n, g * g, d) -> p2 ... p6, (n, channels, side, side) each."""
-        grid = round(tokens.shape[1] ** 0.5)
-        x = tokens.view(len(tokens), grid, grid, -1).permute(0, 3, 1, 2)  # as it lies in memory: channels last
+        x = self.as_map(tokens)
         levels = [stage(x) for stage in self.stages]
-        return (*levels, max_pool2d(levels[-1], kernel_size=1, stride=2))
+        return (*levels, self.top(levels[-1]))
+
+    def as_map(self, tokens: Tensor) -> Tensor:
+        """(n, g * g, d) -> (n, d, g, g), channels last in memory."""
+        grid = round(tokens.shape[1] ** 0.5)
+        return tokens.view(len(tokens), grid, grid, -1).permute(0, 3, 1, 2)
+
+    def top(self, level: Tensor) -> Tensor:
+        """p5 -> p6."""
+        return max_pool2d(level, kernel_size=1, stride=2)
+
+    def each_stage(self) -> Iterator[nn.Sequential]:
+        """What makes p2, p3, p4 and p5; the last two layers of each are a 3 x 3 convolution and its norm."""
+        for stage in self.stages:
+            assert isinstance(stage, nn.Sequential)  # noqa: S101 - tells the type checker what the list holds
+            yield stage

@@ -23,6 +23,7 @@ from vidmodels.backbones.detection import (
     propose,
 )
 from vidmodels.backbones.vitdet import PatchEmbedding, Pyramid, ViTDet, ViTDetShape
+from vidmodels.methods.rgtp.vitdet_maps import all_maps, changed_maps, is_worth_it
 from vidmodels.methods.rgtp.vitdet_stream import (
     CELL,
     Memory,
@@ -205,7 +206,8 @@ class Detector(nn.Module):
     @torch.no_grad()
     def detect(self, frames: Tensor, *, shown_sizes: ShownSizes = None) -> list[Detections]:
         """What is found in each of the images (..., 3, h, w), every token of every one computed."""
-        return self.detect_in(self.features(frames, shown_sizes))
+        levels = self.features(frames, shown_sizes)
+        return self.detect_in(levels, self.proposal_generator(levels))
 
     @torch.no_grad()
     def step(
@@ -223,7 +225,8 @@ class Detector(nn.Module):
             ValueError: a state that was used before.
         """
         computed = self.run_backbone(frame, state, every_heat=every_heat)
-        detections = self.detect_in(self.pyramid(computed.output))[0]
+        levels, rpn = self.run_maps(computed)
+        detections = self.detect_in(levels, rpn)[0]
         return detections, self.follow(computed, detections)
 
     @torch.no_grad()
@@ -254,6 +257,18 @@ class Detector(nn.Module):
         )
 
     @torch.no_grad()
+    def run_maps(self, computed: ComputedFrame) -> tuple[tuple[Tensor, ...], RpnOutput]:
+        """Between the two halves: p2 ... p6 and what the region proposals say, computed where a token was."""
+        memory, kept = computed.memory, computed.kept
+        if memory is None:
+            levels = self.pyramid(computed.output)
+            return levels, self.proposal_generator(levels)
+        if kept is not None and memory.maps is not None and is_worth_it(kept, self.config.grid):
+            return changed_maps(self.pyramid, self.proposal_generator, memory.output, kept, memory.maps)
+        levels, rpn, memory.maps = all_maps(self.pyramid, self.proposal_generator, memory.output)
+        return levels, rpn
+
+    @torch.no_grad()
     def follow(self, computed: ComputedFrame, detections: Detections) -> StreamState:
         """The second half of `step`: what was found leads to the heat map of the next frame."""
         config, memory = self.config, computed.memory
@@ -277,19 +292,18 @@ class Detector(nn.Module):
             num_writes=memory.num_writes,
         )
 
-    def detect_in(self, levels: Sequence[Tensor]) -> list[Detections]:
+    def detect_in(self, levels: Sequence[Tensor], rpn: RpnOutput) -> list[Detections]:
         """What is found in each image of the levels p2 ... p6."""
         config, size = self.config, self.config.image_size
-        proposals, _ = self.propose(levels)
+        proposals, _ = self.propose(rpn)
         if isinstance(self.roi_heads, CascadeBoxHeads):
             return self.roi_heads.detect(levels, proposals, image_size=size, limits=config.detections)
         out = self.roi_heads(levels, proposals)
         return self.roi_heads.detect(out, proposals, image_size=size, limits=config.detections)
 
-    def propose(self, levels: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
-        """The proposals of each image and their logits, as evaluation takes them; see `propose`."""
-        config = self.config
-        return propose(self.proposal_generator(levels), image_size=config.image_size, limits=config.proposals)
+    def propose(self, rpn: RpnOutput) -> tuple[list[Tensor], list[Tensor]]:
+        """The proposals of each image and their logits, as evaluation takes them."""
+        return propose(rpn, image_size=self.config.image_size, limits=self.config.proposals)
 
     def features(self, frames: Tensor, shown_sizes: ShownSizes = None) -> tuple[Tensor, ...]:
         """p2 ... p6 of images (..., 3, h, w), (n, 256, side, side) each."""

@@ -17,6 +17,7 @@ from vidmodels.backbones.detection import (
     Detections,
     ProposalLimits,
     RegionProposals,
+    RpnOutput,
     decode_boxes,
     levels_of_boxes,
     pool_boxes,
@@ -27,12 +28,14 @@ from vidmodels.cases import Array, Component, Config, UnsupportedCase
 from vidmodels.checkpoints import load_into
 from vidmodels.methods.rgtp import vitdet_stream as stream
 from vidmodels.methods.rgtp.rollout import offset_choice, offset_sources, shift_heat
-from vidmodels.methods.rgtp.vitdet import MEAN, STD, Detector, VitDetConfig, build
+from vidmodels.methods.rgtp.vitdet import MEAN, STD, ComputedFrame, Detector, VitDetConfig, build
 from vidmodels.methods.rgtp.vitdet_convert import convert
 
 __all__ = ["COMPONENTS"]
 
 Arrays = dict[str, Array]
+Maps = tuple[tuple[Tensor, ...], RpnOutput]
+Proposals = tuple[list[Tensor], list[Tensor]]
 
 OURS: Mapping[str, object] = {
     "mean": list(MEAN),
@@ -297,12 +300,12 @@ class _Recorder:
     def __init__(self, model: Detector) -> None:
         self.frames: dict[str, list[Array]] = {}
         self._blocks: list[Tensor] = []
-        self._levels: tuple[Tensor, ...] = ()
         model.embedding.register_forward_hook(lambda _, __, out: self.add("embedding", [out]))
         for block in model.backbone.each_block():
             block.finish = self._finish(block.finish)  # type: ignore[method-assign, assignment]
-        model.pyramid.register_forward_hook(self._built_pyramid)
-        self._keep_proposals(model)
+        most = model.config.proposals.num_proposals
+        model.run_maps = self._run_maps(model.run_maps)  # type: ignore[method-assign, assignment]
+        model.propose = self._propose(model.propose, most)  # type: ignore[method-assign, assignment]
 
     def add(self, name: str, parts: list[Tensor]) -> None:
         """A frame's statistics, one row for each part."""
@@ -336,22 +339,24 @@ class _Recorder:
 
         return recorded
 
-    def _built_pyramid(self, _: nn.Module, given: tuple[Tensor], levels: tuple[Tensor, ...]) -> None:
-        self._output = given[0].clone()
-        self.add("pyramid", list(levels))
+    def _run_maps(self, run: Callable[[ComputedFrame], Maps]) -> Callable[[ComputedFrame], Maps]:
+        def recorded(computed: ComputedFrame) -> Maps:
+            levels, rpn = run(computed)
+            self._output = computed.output.clone()
+            self.add("pyramid", list(levels))
+            return levels, rpn
 
-    def _keep_proposals(self, model: Detector) -> None:
-        find = model.propose
+        return recorded
 
-        def recorded(levels: Any) -> tuple[list[Tensor], list[Tensor]]:
-            boxes, logits = find(levels)
-            count, most = len(boxes[0]), min(32, model.config.proposals.num_proposals)
-            rows = torch.cat([boxes[0], logits[0][:, None]], dim=1)[:most]
+    def _propose(self, find: Callable[[RpnOutput], Proposals], most: int) -> Callable[[RpnOutput], Proposals]:
+        def recorded(rpn: RpnOutput) -> Proposals:
+            boxes, logits = find(rpn)
+            rows = torch.cat([boxes[0], logits[0][:, None]], dim=1)[: min(32, most)]
             self.append("proposals", rows.numpy())
-            self.append("num_proposals", np.array(count))
+            self.append("num_proposals", np.array(len(boxes[0])))
             return boxes, logits
 
-        model.propose = recorded  # type: ignore[method-assign]
+        return recorded
 
 
 def _first8(x: Tensor) -> Array:

@@ -29,6 +29,7 @@ from vidmodels.backbones.vitdet import (
     windows,
 )
 from vidmodels.methods.rgtp.rollout import offset_choice, offset_sources, rollout_row_step, select, shift_heat
+from vidmodels.methods.rgtp.vitdet_maps import LevelMaps
 
 __all__ = [
     "BlockMemory",
@@ -75,6 +76,8 @@ class Memory:
         """(1, s, d): the last block's output of every token, each from the frame it was last computed in."""
         self.blocks = blocks
         """Of every block but the first, whose keys and values are computed anew in every frame."""
+        self.maps: list[LevelMaps] | None = None
+        """What follows the last block, as far as it is kept."""
         self.num_writes = 0
 
     @property
