@@ -11,9 +11,8 @@ from torch import Tensor
 
 from scripts.benchmarks.runner import Ratio, Side, compare, machine_facts, measure, print_rates, print_ratios
 from vidmodels.backbones.detection import Detections
-from vidmodels.cost import counting_macs
 from vidmodels.methods.rgtp.vitdet import Detector, VitDetConfig
-from vidmodels.methods.rgtp.vitdet_cost import backbone_cost
+from vidmodels.methods.rgtp.vitdet_cost import backbone_cost, detector_macs, heads_macs
 from vidmodels.methods.rgtp.vitdet_stream import StreamState
 
 __all__ = ["PACKAGES", "run"]
@@ -38,7 +37,6 @@ def run(*, rounds: int) -> tuple[dict[str, Ratio], dict[str, object]]:
     streams = {
         name: _stream(model, frames[: NUM_BASE_FRAMES if model is base else None]) for name, model in models.items()
     }
-    counted = {name: _counted(stream) for name, stream in streams.items()}
     rates = measure([Side(name=name, run=stream) for name, stream in streams.items()], rounds=rounds)
     print_rates(f"backbone of ViTDet-B, 672 x 672, streams of {NUM_FRAMES} frames", rates, unit="frames / CPU s")
     ratios = {}
@@ -47,7 +45,7 @@ def run(*, rounds: int) -> tuple[dict[str, Ratio], dict[str, object]]:
         ratios[f"{name}_vs_base"] = faster
         by = {
             "published_macs": _published(base) / _published(models[name]),
-            "macs_that_run": counted["base"] / counted[name],
+            "macs_that_run": _running(base) / _running(models[name]),
         }
         for kind, ratio in by.items():
             share = compare([run / ratio for run in faster.runs], [1.0] * rounds)
@@ -74,15 +72,19 @@ def _stream(model: Detector, frames: Tensor) -> Callable[[], int]:
     return run_frames
 
 
-def _counted(stream: Callable[[], int]) -> float:
-    """Multiply-accumulates that run, a frame."""
-    with torch.no_grad(), counting_macs() as counter:
-        num_frames = stream()
-    return counter.macs / num_frames
+def _mean(model: Detector, count: Callable[..., int]) -> float:
+    """The mean of a count over the stream's frames."""
+    num_keys = len(range(0, NUM_FRAMES, model.config.reset_interval))
+    key, other = (count(is_key=is_key) for is_key in (True, False))
+    return (num_keys * key + (NUM_FRAMES - num_keys) * other) / NUM_FRAMES
 
 
 def _published(model: Detector) -> float:
-    """The same in the published convention."""
-    num_keys = len(range(0, NUM_FRAMES, model.config.reset_interval))
-    key, other = (backbone_cost(model.config, is_key=is_key).published for is_key in (True, False))
-    return (num_keys * key + (NUM_FRAMES - num_keys) * other) / NUM_FRAMES
+    """Of the backbone, in the published convention."""
+    return _mean(model, lambda is_key: backbone_cost(model.config, is_key=is_key).published)
+
+
+def _running(model: Detector) -> float:
+    """Multiply-accumulates of the backbone that run at most."""
+    heads = heads_macs(model.config, NUM_CLASSES)
+    return _mean(model, lambda is_key: detector_macs(model.config, NUM_CLASSES, is_key=is_key) - heads)
