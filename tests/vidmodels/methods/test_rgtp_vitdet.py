@@ -1,6 +1,7 @@
 """RGTP on ViTDet: what is kept between frames, and that nothing leaks; its converter and its cost."""
 
 import logging
+from collections.abc import Sequence
 from dataclasses import replace
 
 import pytest
@@ -8,11 +9,12 @@ import torch
 from torch import Tensor, nn
 from torch.testing import assert_close
 
-from vidmodels.backbones.detection import DetectionLimits, Detections, ProposalLimits
+from vidmodels.backbones.detection import BoxHeadOutput, BoxHeads, DetectionLimits, Detections, ProposalLimits
 from vidmodels.backbones.vitdet import ViTDetShape
 from vidmodels.checkpoints import CheckpointError
 from vidmodels.cost import counting_macs
 from vidmodels.methods.rgtp.vitdet import Detector, VitDetConfig, build
+from vidmodels.methods.rgtp.vitdet_boxes import _touched, run_boxes
 from vidmodels.methods.rgtp.vitdet_convert import DETECTRON2, convert
 from vidmodels.methods.rgtp.vitdet_cost import backbone_cost, detector_macs, mean_over_frames, summarise
 from vidmodels.methods.rgtp.vitdet_maps import all_maps, changed_maps
@@ -200,6 +202,47 @@ def test_few_changed_tokens_cost_little() -> None:
         with counting_macs() as around:
             changed_maps(model.pyramid, model.proposal_generator, tokens, torch.tensor([20, 21]), maps)
     assert around.macs < 0.2 * all_of_them.macs
+
+
+@pytest.mark.parametrize("keep_ratio", [0.05, 0.2])
+def test_boxes_of_a_stream_are_those_of_scoring_every_proposal(keep_ratio: float) -> None:
+    model = detector(replace(TINY, image_size=128, keep_ratio=keep_ratio, detections=DetectionLimits()))
+    state: StreamState | None = None
+    for frame in video(6):
+        computed = model.run_backbone(frame, state)
+        ours = model.run_heads(computed)
+        (theirs,) = model.detect_in(*all_maps(model.pyramid, model.proposal_generator, computed.output)[:2])
+        assert_close(ours.boxes, theirs.boxes, rtol=1e-4, atol=1e-2)
+        assert_close(ours.scores, theirs.scores, rtol=1e-3, atol=1e-4)
+        state = model.follow(computed, ours)
+
+
+def test_only_proposals_on_changed_ground_are_scored_anew(monkeypatch: pytest.MonkeyPatch) -> None:
+    heads = BoxHeads(NUM_CLASSES, channels=8).eval()
+    levels = [torch.randn(1, 8, side, side, generator=torch.Generator().manual_seed(side)) for side in (32, 16, 8, 4)]
+    boxes = torch.tensor([[0.0, 0, 9, 9], [40, 40, 60, 62], [90, 90, 120, 120], [100, 10, 118, 30]])
+    given: list[Tensor] = []
+    forward = BoxHeads.forward
+
+    def recorded(self: BoxHeads, levels: Sequence[Tensor], proposals: Sequence[Tensor]) -> BoxHeadOutput:
+        given.extend(proposals)
+        return forward(self, levels, proposals)
+
+    monkeypatch.setattr(BoxHeads, "forward", recorded)
+    with torch.no_grad():
+        _, memory = run_boxes(heads, levels, boxes, before=None, changed=None, grid=8)
+        moved = boxes[[3, 1, 2, 0]] + torch.tensor([[0.0], [0.0], [0.5], [0.0]])
+        # Token 18 is the third of row 2, pixels 32 to 48: it touches the second box alone.
+        out, _ = run_boxes(heads, levels, moved, before=memory, changed=torch.tensor([18]), grid=8)
+        assert torch.equal(given[1], moved[[1, 2]])
+        assert_close(out.logits, forward(heads, levels, [moved]).logits)
+
+
+def test_a_box_next_to_a_changed_token_is_scored_anew() -> None:
+    # A token of 16 pixels changes its 4 x 4 cells of p2 and, by the pyramid's convolution, one more around; samples
+    # read a cell beyond the box. So up to 4 + 4 + 2 pixels to the left of pixel 32 still count, 24 pixels do not.
+    near = torch.tensor([[18.0, 34, 27, 40], [10, 34, 18, 40]])
+    assert _touched(near, torch.tensor([18]), 8).tolist() == [True, False]
 
 
 # ---- anchors and heat ----

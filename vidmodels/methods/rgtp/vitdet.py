@@ -23,6 +23,7 @@ from vidmodels.backbones.detection import (
     propose,
 )
 from vidmodels.backbones.vitdet import PatchEmbedding, Pyramid, ViTDet, ViTDetShape
+from vidmodels.methods.rgtp.vitdet_boxes import run_boxes
 from vidmodels.methods.rgtp.vitdet_maps import all_maps, changed_maps, is_worth_it
 from vidmodels.methods.rgtp.vitdet_stream import (
     CELL,
@@ -225,8 +226,7 @@ class Detector(nn.Module):
             ValueError: a state that was used before.
         """
         computed = self.run_backbone(frame, state, every_heat=every_heat)
-        levels, rpn = self.run_maps(computed)
-        detections = self.detect_in(levels, rpn)[0]
+        detections = self.run_heads(computed)
         return detections, self.follow(computed, detections)
 
     @torch.no_grad()
@@ -257,8 +257,22 @@ class Detector(nn.Module):
         )
 
     @torch.no_grad()
+    def run_heads(self, computed: ComputedFrame) -> Detections:
+        """Between the two halves: what is found, with proposals scored anew only where something has changed."""
+        levels, rpn = self.run_maps(computed)
+        memory = computed.memory
+        if memory is None or isinstance(self.roi_heads, CascadeBoxHeads):
+            return self.detect_in(levels, rpn)[0]
+        config, size = self.config, self.config.image_size
+        (proposals,), _ = self.propose(rpn)
+        out, memory.boxes = run_boxes(
+            self.roi_heads, levels, proposals, before=memory.boxes, changed=computed.kept, grid=config.grid
+        )
+        return self.roi_heads.detect(out, [proposals], image_size=size, limits=config.detections)[0]
+
+    @torch.no_grad()
     def run_maps(self, computed: ComputedFrame) -> tuple[tuple[Tensor, ...], RpnOutput]:
-        """Between the two halves: p2 ... p6 and what the region proposals say, computed where a token was."""
+        """First of what `run_heads` does: p2 ... p6 and what the region proposals say, computed where a token was."""
         memory, kept = computed.memory, computed.kept
         if memory is None:
             levels = self.pyramid(computed.output)

@@ -29,6 +29,7 @@ from vidmodels.backbones.vitdet import (
     windows,
 )
 from vidmodels.methods.rgtp.rollout import offset_choice, offset_sources, rollout_row_step, select, shift_heat
+from vidmodels.methods.rgtp.vitdet_boxes import BoxMemory
 from vidmodels.methods.rgtp.vitdet_maps import LevelMaps
 
 __all__ = [
@@ -77,7 +78,9 @@ class Memory:
         self.blocks = blocks
         """Of every block but the first, whose keys and values are computed anew in every frame."""
         self.maps: list[LevelMaps] | None = None
-        """What follows the last block, as far as it is kept."""
+        """Of the pyramid and the region proposals."""
+        self.boxes: BoxMemory | None = None
+        """Of the box head."""
         self.num_writes = 0
 
     @property
