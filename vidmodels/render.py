@@ -52,7 +52,7 @@ class Rendered:
         sequences = f" of {self.num_sequences} sequences" if self.num_sequences > 1 else ""
         return (
             f"{self.num_frames} frames{sequences}, {self.num_boxes} boxes ({self.num_boxes / self.num_frames:.1f} a "
-            f"frame), {self.num_frames / self.seconds:.1f} frames a second"
+            f"frame), {self.num_frames / self.seconds:.2g} frames a second"
         )
 
 

@@ -219,7 +219,8 @@ def _coverage(shape: _Shape, index: int) -> NDArray[np.float64]:
                 np.maximum(across - 0.32 * radius, along - radius),
             )
             outside = np.minimum(*bars)
-    return np.clip(0.5 - outside, 0, 1)
+    coverage: NDArray[np.float64] = np.clip(0.5 - outside, 0, 1)
+    return coverage
 
 
 def _overlap(shape: _Shape, other: _Shape, index: int) -> bool:

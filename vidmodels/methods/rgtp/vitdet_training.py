@@ -189,7 +189,7 @@ def box_losses(out: DetectorOutput, chosen: SampledProposals) -> tuple[Tensor, T
     logits = out.boxes.logits.float()
     class_loss = cross_entropy(logits, labels)
     right = (labels < chosen.num_classes).nonzero()[:, 0]
-    deltas = out.boxes.deltas.float().unflatten(1, (chosen.num_classes, 4))[right, labels[right]]
+    deltas = out.boxes.deltas.float().view(-1, chosen.num_classes, 4)[right, labels[right]]
     boxes = decode_boxes(deltas, proposals[right], BoxHeads.box_weights)
     box_loss = generalized_box_iou_loss(boxes, wanted[right], reduction="sum") / max(1, len(labels))
     return class_loss, BOX_LOSS_WEIGHT * box_loss
@@ -202,7 +202,8 @@ def param_groups(model: nn.Module, train: Train) -> list[dict[str, Any]]:
     """Groups for the optimiser: matrices and filters, and biases, norms and positions, which do not decay."""
     if not isinstance(model, Detector):
         raise TypeError(f"expected a Detector, got {type(model).__name__}")
-    decayed, others = [], []
+    decayed: list[Tensor] = []
+    others: list[Tensor] = []
     for name, parameter in model.named_parameters():
         is_table = "position_encoding" in name or "relative_position" in name
         (others if parameter.ndim == 1 or is_table else decayed).append(parameter)
