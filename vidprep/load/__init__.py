@@ -3,6 +3,7 @@
 from vidprep.load.dataset import ClipDataset, ClipOptions, ClipSettings, open_videos
 from vidprep.load.loader import BufferedSource, Loader, LoadFault, SampleSource, make_loader
 from vidprep.load.remote import ShardCache
+from vidprep.load.sequences import FrameSequence, SequenceDataset, SequenceFrame, open_sequences
 from vidprep.load.shards import ShardDataset
 from vidprep.load.transforms import (
     BoxMap,
@@ -26,11 +27,14 @@ __all__ = [
     "ClipSettings",
     "EvalTransform",
     "FitTransform",
+    "FrameSequence",
     "FrameTargets",
     "LoadFault",
     "Loader",
     "Sample",
     "SampleSource",
+    "SequenceDataset",
+    "SequenceFrame",
     "ShardCache",
     "ShardDataset",
     "Targets",
@@ -39,6 +43,7 @@ __all__ = [
     "make_loader",
     "multiscale_crop_sizes",
     "normalise",
+    "open_sequences",
     "open_videos",
     "webdataset",
 ]
