@@ -185,6 +185,7 @@ def test_equal_generators_give_equal_losses(model: Detector, batch: Batch) -> No
 
 
 @pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_a_step_on_a_gpu_has_the_losses_of_the_cpu(model: Detector, batch: Batch) -> None:
     expected = training_step(model, batch, 0.0, generator=torch.Generator().manual_seed(3))
     given = training_step(model.cuda(), batch.to("cuda"), 0.0, generator=torch.Generator().manual_seed(3))
