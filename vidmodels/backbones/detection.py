@@ -106,7 +106,7 @@ def decode_boxes(deltas: Tensor, reference: Tensor, weights: BoxWeights = (1.0, 
     """
     sizes = reference[:, 2:] - reference[:, :2]
     centres = reference[:, :2] + 0.5 * sizes
-    parts = deltas.view(*deltas.shape[:-1], -1, 4) / deltas.new_tensor(weights)
+    parts = deltas.view(*deltas.shape[:-1], deltas.shape[-1] // 4, 4) / deltas.new_tensor(weights)
     new_centres = parts[..., :2] * sizes[:, None] + centres[:, None]
     new_sizes = parts[..., 2:].clamp(max=LARGEST_SCALE).exp() * sizes[:, None]
     return torch.cat([new_centres - 0.5 * new_sizes, new_centres + 0.5 * new_sizes], dim=-1).flatten(-2)
