@@ -91,9 +91,10 @@ def _cost(recipe: Recipe) -> tuple[int, int]:
 def _published(published: Published | None) -> str:
     if published is None:
         return "ours"
-    figures = {"top-1": published.top1, "mAP": published.map, "mAP50": published.map50, "GMACs": published.gmacs}
+    gmacs = "GMACs" if published.gmacs_views == 1 else f"GMACs of {published.gmacs_views} views"
+    figures = {"top-1": published.top1, "mAP": published.map, "mAP50": published.map50, gmacs: published.gmacs}
     known = [f"{name} {value:g}" for name, value in figures.items() if value is not None]
-    return ", ".join(known) or "only in figures"
+    return ", ".join(known) or "no numbers in the text"
 
 
 def main() -> None:

@@ -76,9 +76,10 @@ def show(
     ] = None,
 ) -> None:
     """Print a recipe with all its settings, as TOML, or a method's recipes; or draw what its model keeps of a video."""
-    from vidmodels.methods import METHODS
+    from vidmodels.methods import ALIASES, METHODS
     from vidmodels.recipes import dump_recipe, load_recipe
 
+    recipe = ALIASES.get(recipe, recipe)
     if (video is None) != (out is None):
         raise UsageError("a picture needs both --video FILE and --out PNG.")
     if video is not None and out is not None:

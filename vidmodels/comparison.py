@@ -113,9 +113,11 @@ class Comparison:
         """What the masks promise, and whether both forms agree: a line or two for each model."""
         lines = []
         for scored in self.runs:
-            figures = ", ".join(
-                f"{name} {value:.4f}" for name, value in scored.forms["trainable"].result.summary.items()
-            )
+            result = scored.forms["trainable"].result
+            nouns = ", ".join(f"{name} {value:.2f} %" for name, value in result.nouns.items())
+            if nouns:
+                lines.append(f"{scored.run.name}: {nouns}; the table is of the verbs")
+            figures = ", ".join(f"{name} {value:.4f}" for name, value in result.summary.items())
             if figures:
                 lines.append(f"{scored.run.name}: {figures}")
             if "dynamic" not in scored.forms:

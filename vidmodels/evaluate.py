@@ -3,7 +3,7 @@
 import io
 import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from vidmodels.checkpoints import write_atomically
-from vidmodels.metrics import mean_average_precision, topk_accuracy
+from vidmodels.metrics import action_accuracy, mean_average_precision, topk_accuracy
 from vidmodels.types import Batch, Output
 from vidprep.console import track
 from vidprep.errors import UsageError, VidprepError
@@ -29,7 +29,7 @@ class Result:
     video_id: tuple[str, ...]
     """n, in the split's order; videos with several annotated segments come several times."""
     labels: Tensor
-    """(n,) class indices, or (n, k) of zeros and ones."""
+    """(n,) class indices (of verbs and nouns: the verb), or (n, k) of zeros and ones."""
     scores: Tensor
     """(n, k): logits or probabilities, averaged over the views."""
     probabilities: Tensor
@@ -45,13 +45,16 @@ class Result:
     """The method's own figures, mean over the clips."""
     seconds: float
     """Wall clock, loading included."""
+    nouns: Mapping[str, float] = field(default_factory=dict)
+    """Per cent, for data with verbs and nouns and models that know both: top-1 and top-5 of the noun and of the action,
+    which is verb and noun together."""
     packed_masks: NDArray[np.uint8] | None = None
     """(clips, bytes): `aux["masks"]` of every clip, a bit a gate, where asked for and the method has them."""
 
     @property
     def metrics(self) -> dict[str, float]:
         """All figures by name."""
-        return {"top1": self.top1, "top5": self.top5, "map": self.map, **self.summary}
+        return {"top1": self.top1, "top5": self.top5, "map": self.map, **self.nouns, **self.summary}
 
     @property
     def predictions(self) -> Tensor:
@@ -76,7 +79,8 @@ def classify(
 
     Args:
         model: `forward(frames (n, t, c, h, w)) -> Output` with logits (n, k); run in evaluation mode, without
-            gradients, and returned in the mode it came in.
+            gradients, and returned in the mode it came in. Of verbs and nouns the logits are the verbs', and
+            `aux["noun_logits"]` the nouns', where the model knows them.
         loader: batches of (b, v, t, c, h, w), none left out, none twice.
         num_classes: k.
         average: what is averaged over the v views of a video: logits (softmax after), or probabilities.
@@ -94,7 +98,7 @@ def classify(
     started = time.perf_counter()
     was_training = model.training
     video_id: list[str] = []
-    labels, scores, probabilities, masks = [], [], [], []
+    labels, scores, probabilities, noun_probabilities, masks = [], [], [], [], []
     sums: dict[str, float] = {}
     num_clips = 0
     model.eval()
@@ -103,10 +107,12 @@ def classify(
             for batch in track(loader, description=description):
                 batch_size, num_views = batch.frames.shape[:2]
                 clips = batch.frames.flatten(0, 1)
-                calls = []
+                calls, noun_calls = [], []
                 for part in torch.split(clips, clips_per_call or len(clips)):
                     output: Output = model(part.to(device, non_blocking=True))
                     calls.append(output.logits.double().cpu())
+                    if "noun_logits" in output.aux:
+                        noun_calls.append(output.aux["noun_logits"].double().cpu())
                     if keep_masks and "masks" in output.aux:
                         masks.append(np.packbits(output.aux["masks"].flatten(1).cpu().numpy() > 0, axis=1))
                     for name, value in (summarise(model, output) if summarise else {}).items():
@@ -119,10 +125,11 @@ def classify(
                     raise VidprepError(
                         f"{batch.video_id[broken]}: the model's scores are not finite numbers; its weights are broken."
                     )
-                mean_probabilities = logits.softmax(-1).mean(1)
-                mean_logits = logits.mean(1)
-                scores.append(mean_logits if average == "logits" else mean_probabilities)
-                probabilities.append(mean_logits.softmax(-1) if average == "logits" else mean_probabilities)
+                scores.append(logits.mean(1) if average == "logits" else logits.softmax(-1).mean(1))
+                probabilities.append(_probabilities(logits, average))
+                if noun_calls:
+                    noun_logits = torch.cat(noun_calls).view(batch_size, num_views, -1)
+                    noun_probabilities.append(_probabilities(noun_logits, average))
                 labels.append(batch.labels)
                 video_id += batch.video_id
                 num_clips += batch_size * num_views
@@ -131,6 +138,11 @@ def classify(
     if not video_id:
         raise UsageError("nothing to evaluate: the split gives no batch.")
     all_labels, all_scores, all_probabilities = torch.cat(labels), torch.cat(scores), torch.cat(probabilities)
+    nouns = {}
+    if all_labels.ndim == 2 and not all_labels.is_floating_point():
+        if noun_probabilities:
+            nouns = _noun_accuracy(all_probabilities, torch.cat(noun_probabilities), all_labels)
+        all_labels = all_labels[:, 0]
     is_multi_label = all_labels.ndim == 2
     first = all_labels.argmax(1) if is_multi_label else all_labels
     targets = all_labels if is_multi_label else torch.nn.functional.one_hot(all_labels, num_classes)
@@ -145,8 +157,27 @@ def classify(
         num_clips=num_clips,
         summary={name: total / num_clips for name, total in sums.items()},
         seconds=time.perf_counter() - started,
+        nouns=nouns,
         packed_masks=np.concatenate(masks) if masks else None,
     )
+
+
+def _probabilities(logits: Tensor, average: Literal["logits", "probabilities"]) -> Tensor:
+    """(b, v, k) -> (b, k), mean over the views."""
+    return logits.mean(1).softmax(-1) if average == "logits" else logits.softmax(-1).mean(1)
+
+
+def _noun_accuracy(verbs: Tensor, nouns: Tensor, labels: Tensor) -> dict[str, float]:
+    if int(labels[:, 1].max()) >= nouns.shape[1]:
+        raise UsageError(
+            f"the model has {nouns.shape[1]} classes of nouns, the data have noun {int(labels[:, 1].max())}."
+        )
+    return {
+        "noun_top1": topk_accuracy(nouns, labels[:, 1], 1),
+        "noun_top5": topk_accuracy(nouns, labels[:, 1], 5),
+        "action_top1": action_accuracy(verbs, nouns, labels, 1),
+        "action_top5": action_accuracy(verbs, nouns, labels, 5),
+    }
 
 
 def choose_device(name: str | None) -> torch.device:

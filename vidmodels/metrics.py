@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-__all__ = ["first_label", "mean_average_precision", "topk_accuracy"]
+__all__ = ["action_accuracy", "first_label", "mean_average_precision", "topk_accuracy"]
 
 
 def topk_accuracy(scores: Tensor, labels: Tensor, k: int) -> float:
@@ -27,6 +27,36 @@ def topk_accuracy(scores: Tensor, labels: Tensor, k: int) -> float:
     classes = torch.arange(scores.shape[1], device=scores.device)
     ahead = (scores > true) | ((scores == true) & (classes < labels[:, None]))
     return 100.0 * float((ahead.sum(1) < k).double().mean())
+
+
+def action_accuracy(verb_scores: Tensor, noun_scores: Tensor, labels: Tensor, k: int) -> float:
+    """Per cent of clips whose (verb, noun) is among the k pairs of the highest product of probabilities.
+
+    With k = 1 these are the clips of which both are right. Of equal products the one of the lower verb, then of the
+    lower noun comes first.
+
+    Args:
+        verb_scores: (n, verbs) probabilities.
+        noun_scores: (n, nouns) probabilities.
+        labels: (n, 2) int64, verb and noun.
+        k: at least 1.
+
+    Raises:
+        ValueError: shapes do not fit, or no clips.
+
+    Source: EPIC-KITCHENS-100 (Damen et al., 2022), action recognition.
+    """
+    if labels.shape != (len(verb_scores), 2) or len(noun_scores) != len(verb_scores) or not len(labels):
+        raise ValueError(
+            f"expected verb and noun scores of n clips and labels (n, 2), got {tuple(verb_scores.shape)}, "
+            f"{tuple(noun_scores.shape)} and {tuple(labels.shape)}"
+        )
+    num_nouns = noun_scores.shape[1]
+    hits = [
+        topk_accuracy((verb[:, None] * noun).flatten()[None], (label[0] * num_nouns + label[1])[None], k)
+        for verb, noun, label in zip(verb_scores, noun_scores, labels, strict=True)
+    ]
+    return sum(hits) / len(hits)
 
 
 def mean_average_precision(

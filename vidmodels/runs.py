@@ -1,13 +1,14 @@
 """A trained model with its recipe, from a run folder or a checkpoint file."""
 
 import json
-from collections.abc import Sequence
+import logging
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from vidmodels.checkpoints import CheckpointError, load_checkpoint, load_into, read_metadata
 from vidmodels.methods import METHODS
@@ -15,7 +16,9 @@ from vidmodels.recipes import load_recipe, read_recipe
 from vidmodels.types import Recipe
 from vidprep.errors import UsageError, VidprepError
 
-__all__ = ["Run", "find_run", "load_model", "read_facts"]
+__all__ = ["Run", "find_run", "load_model", "read_facts", "select_weights"]
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,6 +91,26 @@ def read_facts(path: Path) -> dict[str, Any]:
     raise VidprepError(f"{path}: not the facts of a training run (no data); train into another folder.")
 
 
+@runtime_checkable
+class SelectsWeights(Protocol):
+    """A model that leaves out entries of some checkpoints on purpose."""
+
+    def select_weights(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Those that it has a place for."""
+        ...
+
+
+def select_weights(model: nn.Module, state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """A checkpoint's entries without those that the model leaves out on purpose, which the log names."""
+    if not isinstance(model, SelectsWeights):
+        return state
+    selected = model.select_weights(state)
+    left_out = [name for name in state if name not in selected]
+    if left_out:
+        logger.info("left out of the checkpoint, for which this model has no place: %s", ", ".join(left_out))
+    return selected
+
+
 def load_model(run: Run, *, num_classes: int, device: torch.device | str = "cpu") -> nn.Module:
     """The trainable form with the run's weights, in evaluation mode. Published PyTorch files are converted.
 
@@ -108,5 +131,5 @@ def load_model(run: Run, *, num_classes: int, device: torch.device | str = "cpu"
             state = method.convert(state)
         except CheckpointError as error:
             raise CheckpointError(f"{run.weights}: {error}") from error
-    load_into(model, state, run.weights)
+    load_into(model, select_weights(model, state), run.weights)
     return model.to(device).eval()

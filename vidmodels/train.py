@@ -42,7 +42,7 @@ from vidmodels.evaluate import choose_device, classify
 from vidmodels.features import FeatureDataset, open_features, weights_digest
 from vidmodels.methods import METHODS
 from vidmodels.recipes import differences, dump_recipe, load_recipe
-from vidmodels.runs import read_facts
+from vidmodels.runs import read_facts, select_weights
 from vidmodels.schedules import learning_rate_factor
 from vidmodels.streams import detect_frames
 from vidmodels.types import Method, Recipe, Train
@@ -290,7 +290,7 @@ def _start_from(path: Path, model: nn.Module, method: Method) -> None:
         state, fresh = model.initial_weights(state)
         if fresh:
             logger.info("%s: these start afresh: %s", path, ", ".join(fresh))
-    load_into(model, state, path)
+    load_into(model, select_weights(model, state), path)
 
 
 def _run_epochs(

@@ -11,6 +11,7 @@ BENCHMARKS = {
     "extract": "scripts.benchmarks.extract",
     "load": "scripts.benchmarks.load",
     "rgtp_vitdet": "scripts.benchmarks.rgtp_vitdet",
+    "rgtp_vivit": "scripts.benchmarks.rgtp_vivit",
     "sta": "scripts.benchmarks.sta",
 }
 """Name -> module with `run(rounds=...) -> (ratios, machine)`."""

@@ -152,3 +152,29 @@ def test_an_unknown_device_is_a_wrong_question() -> None:
     for name in ("gpu", "cuda:99"):
         with pytest.raises(UsageError, match=f"device '{name}' is not to be had here"):
             choose_device(name)
+
+
+class EchoVerbsAndNouns(nn.Module):
+    """A model whose logits are the first pixels of each clip: three verbs, then two nouns."""
+
+    def forward(self, frames: Tensor) -> Output:
+        values = frames[:, 0, 0, 0]
+        return Output(logits=values[:, :3], aux={"noun_logits": values[:, 3:5]})
+
+
+def test_verbs_nouns_and_actions_are_scored_where_a_model_knows_both() -> None:
+    labels = torch.tensor([[0, 1], [2, 0], [1, 1], [1, 0]])
+    # verb right and noun right; verb right only; noun right only, its verb second; both wrong
+    rows = [[9.0, 0, 0, 0, 9], [0, 0, 9, 0, 9], [9, 8, 0, 0, 9], [9, 0, 1, 0, 9]]
+    batch = batch_of([[[float(value) for value in row]] * 2 for row in rows], labels)
+    result = classify(EchoVerbsAndNouns(), [batch], num_classes=3)
+    assert result.labels.tolist() == [0, 2, 1, 1]
+    assert (result.top1, result.nouns["noun_top1"], result.nouns["action_top1"]) == (50.0, 50.0, 25.0)
+    # six pairs in all: only the last clip's is not among the five most probable
+    assert (result.top5, result.nouns["noun_top5"], result.nouns["action_top5"]) == (100.0, 100.0, 75.0)
+    assert result.metrics["action_top1"] == 25.0
+    verbs_only = classify(Echo(3), [batch], num_classes=3)
+    assert (verbs_only.top1, verbs_only.nouns) == (50.0, {})
+    beyond = batch_of([[[0.0] * 5]], torch.tensor([[0, 7]]))
+    with pytest.raises(UsageError, match="the model has 2 classes of nouns, the data have noun 7"):
+        classify(EchoVerbsAndNouns(), [beyond], num_classes=3)

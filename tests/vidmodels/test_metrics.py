@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from vidmodels.metrics import first_label, mean_average_precision, topk_accuracy
+from vidmodels.metrics import action_accuracy, first_label, mean_average_precision, topk_accuracy
 
 
 def test_top_k_counts_the_true_class_among_the_k_highest() -> None:
@@ -80,3 +80,15 @@ def test_the_first_label_is_the_smallest_class() -> None:
     assert first_label(torch.tensor([[0.0, 1, 1], [1, 0, 1]])).tolist() == [1, 0]
     with pytest.raises(ValueError, match="a training clip has no label"):
         first_label(torch.zeros(1, 3))
+
+
+def test_an_action_is_right_where_verb_and_noun_are() -> None:
+    verbs = torch.tensor([[0.7, 0.3], [0.6, 0.4]])
+    nouns = torch.tensor([[0.1, 0.9, 0.0], [0.5, 0.3, 0.2]])
+    # the pairs of the second clip: 0.3 0.18 0.12 and 0.2 0.12 0.08
+    labels = torch.tensor([[0, 1], [1, 1]])
+    assert action_accuracy(verbs, nouns, labels, 1) == 50.0
+    assert action_accuracy(verbs, nouns, labels, 4) == 50.0  # of equal pairs the lower verb comes first
+    assert action_accuracy(verbs, nouns, labels, 5) == 100.0
+    with pytest.raises(ValueError, match=r"labels \(n, 2\), got .* and \(2,\)"):
+        action_accuracy(verbs, nouns, labels[:, 0], 1)

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from vidmodels.methods import rgtp, sta, tam, taps, uni_adafocus
 from vidmodels.types import Method
 
-__all__ = ["METHODS"]
+__all__ = ["ALIASES", "METHODS"]
 
 METHODS: Mapping[str, Method] = {
     "taps": taps.METHOD,
@@ -15,3 +15,6 @@ METHODS: Mapping[str, Method] = {
     "uni_adafocus": uni_adafocus.METHOD,
     "rgtp_vitdet": rgtp.VITDET,
 }
+
+ALIASES: Mapping[str, str] = {"rgtp": "rgtp_vivit"}
+"""What a method may also be called when its pictures or recipes are shown: a paper's name, where it has two methods."""

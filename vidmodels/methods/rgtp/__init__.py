@@ -3,6 +3,7 @@
 from vidmodels.methods.rgtp import vitdet, vitdet_convert, vitdet_cost, vitdet_training
 from vidmodels.methods.rgtp.convert import convert
 from vidmodels.methods.rgtp.cost import summarise
+from vidmodels.methods.rgtp.show import draw_heat_and_kept_tokens
 from vidmodels.methods.rgtp.training import FEATURES, param_groups, training_step
 from vidmodels.methods.rgtp.vitdet_show import draw_kept_tokens
 from vidmodels.methods.rgtp.vivit import RgtpVivit, RgtpVivitConfig, StreamState, build
@@ -22,6 +23,8 @@ VIVIT = Method(
     make_dynamic=lambda model: model,
     convert=convert,
     summarise=summarise,
+    draw=draw_heat_and_kept_tokens,
+    drawn_recipe="rgtp_vivit/kinetics400_keep_0215",
     features=FEATURES,
 )
 

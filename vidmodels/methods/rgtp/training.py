@@ -94,7 +94,7 @@ def rgtp_model(model: nn.Module) -> RgtpVivit:
     raise TypeError(f"expected an RgtpVivit model, got {type(model).__name__}")
 
 
-ONLY_TRAINING = ("num_noun_classes", "temporal_depth", "drop_path", "head_dropout", "trained", "loss_on")
+ONLY_TRAINING = ("num_noun_classes", "temporal_depth", "init_std", "drop_path", "head_dropout", "trained", "loss_on")
 """Settings that class tokens of the spatial sub-model do not depend on, whatever the mode."""
 OF_ROLLOUT = (
     "keep_ratio",

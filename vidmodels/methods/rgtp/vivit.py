@@ -8,8 +8,9 @@ A reset reads nothing of the steps before, so the spans between resets are indep
 with all views and videos of a batch, and a stream runs them one after the other with the same numbers.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Literal, NamedTuple, cast
 
 import torch
@@ -83,6 +84,8 @@ class RgtpVivitConfig:
     num_noun_classes: int = 0
     """Of a second classifier beside the one for verbs (EPIC-KITCHENS-100); 0: there is none."""
 
+    init_std: float = 0.02
+    """Deviation of the initial weights of linear layers; narrow networks learn sooner with more."""
     drop_path: float = 0.0
     """Stochastic depth of the last of all blocks in training, rising linearly from 0."""
     head_dropout: float = 0.0
@@ -107,6 +110,8 @@ class RgtpVivitConfig:
                 raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
         if self.position_grid is not None and self.position_grid < 1:
             raise ValueError(f"position_grid must be at least 1, got {self.position_grid}")
+        if not self.init_std > 0:
+            raise ValueError(f"init_std must be above 0, got {self.init_std}")
         for name in ("drop_path", "head_dropout"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name} lies in [0, 1), got {getattr(self, name)}")
@@ -126,7 +131,15 @@ class StreamState:
     """(n, time, d): of the last time steps of a clip's length, the newest at the end."""
 
     def __getitem__(self, index: Tensor | slice | Sequence[int]) -> "StreamState":
-        """The streams at these places, in this order."""
+        """The streams at these places, in this order.
+
+        Raises:
+            TypeError: a single number.
+        """
+        if isinstance(index, int):
+            raise TypeError(
+                f"expected a slice, a list or a tensor of streams, got {index}; one alone is state[[{index}]]"
+            )
         return StreamState(
             time_step=self.time_step[index],
             heat=self.heat[index],
@@ -173,10 +186,6 @@ class RgtpVivit(nn.Module):
     which stay; with a second classifier there is `aux["noun_logits"]` (n, nouns).
     """
 
-    pattern: Tensor
-    sources: Tensor
-    curve: Tensor
-
     def __init__(self, config: RgtpVivitConfig, num_classes: int) -> None:
         super().__init__()
         self.config = config
@@ -190,19 +199,16 @@ class RgtpVivit(nn.Module):
             position_grid=None if side is None else (side, side),
             drop_path=config.drop_path,
         )
+        if config.mode == "rollout" and not round(config.keep_ratio * self.backbone.num_patches):
+            raise ValueError(f"keep_ratio {config.keep_ratio} of {self.backbone.num_patches} patches is none; raise it")
         self.head = nn.Linear(config.shape.width, num_classes)
         self.noun_head = nn.Linear(config.shape.width, config.num_noun_classes) if config.num_noun_classes else None
         for head in (self.head, self.noun_head):
             if head is not None:
                 init_weights(head)
-        grid = self.backbone.grid
-        tables = {
-            "pattern": pattern_patches(config.reset_pattern, grid).kept,
-            "sources": offset_sources(grid, radius=config.offset_radius),
-            "curve": gilbert_positions(grid),
-        }
-        for name, table in tables.items():
-            self.register_buffer(name, table, persistent=False)
+        for part in self.modules():
+            if isinstance(part, nn.Linear):
+                nn.init.trunc_normal_(part.weight, std=config.init_std)
 
     # ---- clips ----
 
@@ -216,12 +222,25 @@ class RgtpVivit(nn.Module):
         kept = torch.stack([self._kept_mask(step) for step in steps], dim=1)
         return Output(logits=output.logits, aux={**output.aux, "kept": kept})
 
+    def select_weights(self, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The entries of a checkpoint that this model has a place for on purpose: without nouns, where it has none."""
+        return {name: tensor for name, tensor in state.items() if self.noun_head or not name.startswith("noun_head.")}
+
     def spatial_features(self, frames: Tensor) -> Tensor:
         """(n, t, 3, h, w) -> (n, time, d): the class token of every time step, what the spatial cache holds."""
         return self._class_tokens(self.backbone.embed(frames))
 
     def classify(self, features: Tensor) -> Output:
-        """(n, time, d), from `spatial_features` or a cache of them -> logits."""
+        """(n, time, d), from `spatial_features` or a cache of them -> logits.
+
+        Raises:
+            ValueError: clips of another length than the model was built for.
+        """
+        if features.shape[1] != self.backbone.num_steps:
+            raise ValueError(
+                f"the model is for clips of {self.backbone.num_steps} time steps ({self.config.num_frames} frames), "
+                f"got {features.shape[1]}; build it for these"
+            )
         temporal = self.backbone.temporal(features)
         temporal = dropout(temporal, self.config.head_dropout, self.training)
         aux = {} if self.noun_head is None else {"noun_logits": self.noun_head(temporal)}
@@ -287,7 +306,7 @@ class RgtpVivit(nn.Module):
         n, d = num_streams, backbone.shape.width
         return StreamState(
             time_step=torch.zeros(n, dtype=torch.int64, device=like.device),
-            heat=like.new_zeros(n, backbone.num_patches),
+            heat=like.new_zeros(n, backbone.num_patches, dtype=at_least_float32(like)),
             embedding=like.new_zeros(n, backbone.num_patches, d),
             class_tokens=like.new_zeros(n, backbone.num_steps, d),
         )
@@ -327,7 +346,7 @@ class RgtpVivit(nn.Module):
             now = self.run_step(
                 embedding[index], kind=kind, previous=before.embedding, heat=before.heat, with_heat=with_heat
             )
-            tokens[index] = now.class_token
+            tokens[index] = now.class_token.to(tokens.dtype)
             kept[index] = self._kept_mask(now)
             if now.heat is not None:
                 heat[index] = now.heat
@@ -391,7 +410,7 @@ class RgtpVivit(nn.Module):
         if kind == "ordinary":
             choice, shifted, kept = self.choose(embedding, _given(previous), _given(heat))
         elif kind == "reset":
-            kept = self.pattern.expand(len(embedding), -1)
+            kept = self._tables(embedding.device).pattern.expand(len(embedding), -1)
 
         first, *later = cast("list[Block]", list(spatial.blocks))
         x = spatial.with_class_token(embedding, self.backbone.positions())
@@ -416,20 +435,23 @@ class RgtpVivit(nn.Module):
 
     def choose(self, embedding: Tensor, previous: Tensor, heat: Tensor) -> tuple[Tensor | None, Tensor, Tensor]:
         """What an ordinary step keeps: (n, p) where heat came from, (n, p) the shifted heat, (n, k) patches."""
-        config, choice = self.config, None
+        config, choice, tables = self.config, None, self._tables(embedding.device)
         if config.offset_radius:
             now, before = (x.to(at_least_float32(x)) for x in (embedding, previous))
             with full_precision(now.device.type):
                 choice = offset_choice(now, before, grid=self.backbone.grid, radius=config.offset_radius)
-            heat = shift_heat(heat, choice, sources=self.sources)
+            heat = shift_heat(heat, choice, sources=tables.sources)
         selection = select(
             heat,
             keep_ratio=config.keep_ratio,
             foreground_ratio=config.foreground_ratio,
             background_ratio=config.background_ratio,
-            curve=self.curve if config.gilbert_sampling else None,
+            curve=tables.curve if config.gilbert_sampling else None,
         )
         return choice, heat, selection.kept
+
+    def _tables(self, device: torch.device) -> "_Tables":
+        return _tables(self.backbone.grid, self.config.reset_pattern, self.config.offset_radius, device)
 
     def _kept_mask(self, step: TimeStep) -> Tensor:
         """(n, p) bool."""
@@ -469,6 +491,23 @@ def run_first_block(
 def token_numbers(kept: Tensor) -> Tensor:
     """(n, k) patches -> (n, k + 1) tokens, the class token first."""
     return torch.cat([kept.new_zeros(len(kept), 1), kept + 1], dim=1)
+
+
+class _Tables(NamedTuple):
+    pattern: Tensor
+    """(1, k) what a reset keeps."""
+    sources: Tensor
+    """(p, candidates): see `offset_sources`."""
+    curve: Tensor
+    """(p,): see `gilbert_positions`."""
+
+
+@cache
+def _tables(grid: tuple[int, int], pattern: Pattern, radius: int, device: torch.device) -> _Tables:
+    """Made once for each device; values, whatever mode or default device they are first asked for in."""
+    with torch.inference_mode(mode=False), torch.device("cpu"):
+        tables = (pattern_patches(pattern, grid).kept, offset_sources(grid, radius=radius), gilbert_positions(grid))
+        return _Tables(*(table.to(device) for table in tables))
 
 
 def _by_time(step: TimeStep, numbers: Sequence[int], num_clips: int) -> dict[int, TimeStep]:
