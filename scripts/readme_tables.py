@@ -92,7 +92,7 @@ def _published(published: Published | None) -> str:
     if published is None:
         return "ours"
     gmacs = "GMACs" if published.gmacs_views == 1 else f"GMACs of {published.gmacs_views} views"
-    figures = {"top-1": published.top1, "mAP": published.map, gmacs: published.gmacs}
+    figures = {"top-1": published.top1, "mAP": published.map, "mAP50": published.map50, gmacs: published.gmacs}
     known = [f"{name} {value:g}" for name, value in figures.items() if value is not None]
     return ", ".join(known) or "no numbers in the text"
 

@@ -1,6 +1,7 @@
 """Weights on disk: read others' and our own without executing anything, rename, load strictly, save atomically."""
 
 import argparse
+import codecs
 import os
 import pickle
 import re
@@ -12,6 +13,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import IO, Any
 
+import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
@@ -42,6 +44,8 @@ WRAPPER = "module."
 WEIGHTS_KEYS = ("state_dict", "module", "model", "model_state")
 """Under which a training state holds its weights."""
 PICKLED = (".pth", ".pt", ".pth.tar", ".pyth", ".ckpt", ".bin")
+ARRAYS = ".pkl"
+"""A pickle of NumPy arrays, such as detectron2's."""
 ZIP_MAGIC = b"PK\x03\x04"
 
 
@@ -76,12 +80,11 @@ class TrainingState:
 
 
 def load_checkpoint(path: Path) -> dict[str, Tensor]:
-    """The state dict of a `.safetensors` file or of a PyTorch file, on the CPU.
+    """The state dict of a `.safetensors` file, of a PyTorch file or of a pickle of NumPy arrays, on the CPU.
 
     A training state that holds it under "state_dict", "module" (DeepSpeed), "model" or "model_state" (PySlowFast,
-    TAdaConv) is
-    unwrapped, in this order.
-    Nothing else is changed: prefixes such as `module.` are the converters' business.
+    TAdaConv) is unwrapped, in this order. Nothing else is changed: prefixes such as `module.` are the converters'
+    business.
 
     Raises:
         UsageError: no such file, or an ending that no reader is known for.
@@ -97,9 +100,9 @@ def load_checkpoint(path: Path) -> dict[str, Tensor]:
             raise CheckpointError(
                 f"{path}: not a whole safetensors file ({error}); fetch or write it again."
             ) from error
-    if not path.name.endswith(PICKLED):
-        raise UsageError(f"{path}: expected a file ending in .safetensors, {', '.join(PICKLED)}.")
-    content = _unpickle(path)
+    if not path.name.endswith((*PICKLED, ARRAYS)):
+        raise UsageError(f"{path}: expected a file ending in .safetensors, {', '.join((*PICKLED, ARRAYS))}.")
+    content = _unpickle_arrays(path) if path.name.endswith(ARRAYS) else _unpickle(path)
     if isinstance(content, dict):
         content = next((content[key] for key in WEIGHTS_KEYS if isinstance(content.get(key), dict)), content)
     if not isinstance(content, dict) or not content:
@@ -137,6 +140,52 @@ def _unpickle(path: Path) -> Any:
         raise CheckpointError(
             f"{path}: cut short or no PyTorch checkpoint ({type(error).__name__}); fetch or write it again."
         ) from error
+
+
+class _ArrayUnpickler(pickle.Unpickler):
+    """Reads NumPy arrays in plain containers, and refuses anything else."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        place = module.replace("numpy._core.", "numpy.core.")
+        known = {
+            ("numpy.core.multiarray", "_reconstruct"): np.zeros(0).__reduce__()[0],
+            ("numpy", "ndarray"): np.ndarray,
+            ("numpy", "dtype"): np.dtype,
+            ("_codecs", "encode"): codecs.encode,
+            ("collections", "OrderedDict"): dict,
+        }
+        if (place, name) not in known:
+            raise pickle.UnpicklingError(f"GLOBAL {module}.{name}")
+        return known[place, name]
+
+
+def _unpickle_arrays(path: Path) -> Any:
+    """What a pickle of NumPy arrays holds, with tensors instead of these."""
+    try:
+        with path.open("rb") as file:
+            content = _ArrayUnpickler(file, encoding="latin1").load()
+    except pickle.UnpicklingError as error:
+        asked = re.search(r"GLOBAL ([\w.]+)", str(error))
+        if asked is None:
+            raise CheckpointError(f"{path}: cut short or no pickle of arrays; fetch or write it again.") from error
+        raise CheckpointError(
+            f"{path}: it asks for {asked[1]}, which weights never need, so the file may be malicious; nothing of it "
+            "was executed. Expected a pickled state dict of NumPy arrays."
+        ) from error
+    except OSError:
+        raise
+    except Exception as error:  # foreign bytes make the unpickler fail in any way
+        raise CheckpointError(
+            f"{path}: cut short or no pickle of arrays ({type(error).__name__}); fetch or write it again."
+        ) from error
+    return _with_tensors(content)
+
+
+def _with_tensors(content: Any) -> Any:
+    if isinstance(content, dict):
+        return {key: _with_tensors(value) for key, value in content.items()}
+    is_number = isinstance(content, np.ndarray) and content.dtype.kind in "fiub"
+    return torch.from_numpy(np.array(content)) if is_number else content
 
 
 def read_metadata(path: Path) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""`vidmodels list | show | train | cache | eval | curve | predict | convert | cost | verify`.
+"""`vidmodels list | show | train | cache | eval | curve | detect | predict | convert | cost | verify`.
 
 What takes long to import is imported by the command that needs it: `--help` answers at once.
 """
@@ -15,6 +15,7 @@ from vidprep.errors import UnknownName, UsageError, suggest
 
 if TYPE_CHECKING:
     from vidmodels.early_exit import Curve
+    from vidmodels.runs import Run
     from vidmodels.types import Method, Recipe
 
 __all__ = ["app", "main"]
@@ -50,11 +51,11 @@ def list_command(method: Annotated[str | None, typer.Argument(help="Only recipes
     names = list_recipes(method)
     _print_table([["method", "paper"], *([name, METHODS[name].paper] for name in METHODS if method in (None, name))])
     typer.echo()
-    rows = [["recipe", "data set", "trains", "top-1", "mAP", "GMACs"]]
+    rows = [["recipe", "data set", "trains", "top-1", "mAP", "mAP50", "GMACs"]]
     for name in names:
         recipe = load_recipe(name)
         published = recipe.published
-        figures = [published.top1, published.map, published.gmacs] if published else [None] * 3
+        figures = [published.top1, published.map, published.map50, published.gmacs] if published else [None] * 4
         trains = f"{recipe.train.epochs} epochs" if recipe.train else "-"
         rows.append([name, recipe.data.dataset, trains, *("-" if value is None else f"{value:g}" for value in figures)])
     _print_table(rows)
@@ -180,7 +181,10 @@ def evaluate(
     workers: Workers = None,
     json_file: JsonFile = None,
 ) -> None:
-    """Evaluate runs or checkpoints: accuracy, multiply-accumulates and time, masked and really skipped."""
+    """Evaluate runs or checkpoints: accuracy, multiply-accumulates and time, masked and really skipped.
+
+    Detectors go through every frame of every video, in order: mean average precision, also by the speed of objects.
+    """
     from vidmodels.comparison import compare_runs
     from vidmodels.evaluate import write_predictions
     from vidmodels.memory import keep_freed_memory
@@ -188,21 +192,34 @@ def evaluate(
 
     if predictions is not None and len(targets) > 1:
         raise UsageError(f"--predictions holds those of one model, got {len(targets)} targets.")
+    runs = [find_run(target, recipe=recipe, overrides=overrides or ()) for target in targets]
+    are_detectors = {run.recipe.eval.metric == "map50" for run in runs}
+    if are_detectors == {True, False}:
+        raise UsageError("detectors and classifiers have no figures in common; evaluate them one after the other.")
+    keep_freed_memory()
     if thresholds is not None:
         from vidmodels.early_exit import evaluate_thresholds
 
         if len(targets) > 1 or predictions is not None:
             raise UsageError("--thresholds are for one target, and without --predictions.")
-        keep_freed_memory()
-        run = find_run(targets[0], recipe=recipe, overrides=overrides or ())
-        curve = evaluate_thresholds(run, thresholds, data=data, split=split, device=device, workers=workers)
+        curve = evaluate_thresholds(runs[0], thresholds, data=data, split=split, device=device, workers=workers)
         _print_curve(curve)
         if json_file is not None:
             _write_json(json_file, {"heading": curve.heading, "rows": curve.rows()})
         return
-    keep_freed_memory()
+    if are_detectors == {True}:
+        _evaluate_streams(
+            runs,
+            data=data,
+            split=split,
+            predictions=predictions,
+            timed_runs=timed_runs,
+            device=device,
+            json_file=json_file,
+        )
+        return
     comparison = compare_runs(
-        [find_run(target, recipe=recipe, overrides=overrides or ()) for target in targets],
+        runs,
         data=data,
         split=split,
         dynamic=dynamic,
@@ -219,6 +236,66 @@ def evaluate(
         write_predictions(comparison.runs[0].forms["trainable"].result, predictions)
     if json_file is not None:
         _write_json(json_file, comparison.to_json())
+
+
+def _evaluate_streams(
+    runs: "Sequence[Run]",
+    *,
+    data: Path | None,
+    split: str | None,
+    predictions: Path | None,
+    timed_runs: int,
+    device: str | None,
+    json_file: Path | None,
+) -> None:
+    from vidmodels.stream_comparison import compare_streams
+    from vidmodels.streams import write_detections
+
+    if predictions is not None and predictions.suffix not in (".parquet", ".json"):
+        raise UsageError(f"{predictions}: detections are written as .parquet or .json.")
+    comparison = compare_streams(runs, data=data, split=split, timed_runs=timed_runs, device=device)
+    typer.echo(comparison.heading)
+    _print_table(comparison.table)
+    for remark in comparison.remarks:
+        typer.echo(remark)
+    if predictions is not None:
+        write_detections(comparison.runs[0].result, predictions)
+    if json_file is not None:
+        _write_json(json_file, comparison.to_json())
+
+
+@app.command()
+def detect(
+    video: Annotated[Path, typer.Option(metavar="FILE|DIR", help="A video, or a folder of numbered images.")],
+    out: Annotated[Path, typer.Option(metavar="MP4", help="The same with boxes, classes and scores.")],
+    weights: Annotated[
+        Path | None, typer.Option(metavar="RUN|CHECKPOINT", help="Of the detector; random ones without it.")
+    ] = None,
+    recipe: Annotated[
+        str | None, typer.Option(metavar="NAME|FILE", help="For weights that bring none; or of random weights.")
+    ] = None,
+    overrides: Overrides = None,
+    min_score: Annotated[float, typer.Option(help="Boxes with a lower score are not drawn.")] = 0.5,
+    frame_rate: Annotated[float, typer.Option("--fps", help="Of a folder of images, which bring no times.")] = 25.0,
+    max_frames: Annotated[int | None, typer.Option(min=1, help="Stop after so many.")] = None,
+    device: Device = None,
+) -> None:
+    """Draw what a detector finds in a video, frame by frame."""
+    from vidmodels.render import render_video
+
+    typer.echo(
+        render_video(
+            video,
+            out,
+            weights=weights,
+            recipe_name=recipe,
+            overrides=overrides or (),
+            min_score=min_score,
+            frame_rate=frame_rate,
+            max_frames=max_frames,
+            device=device,
+        )
+    )
 
 
 @app.command()

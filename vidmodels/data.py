@@ -105,6 +105,8 @@ def _options(recipe: Recipe) -> ClipOptions:
         "dense_window": data.dense_window,
         "leading_frames": data.leading_frames,
         "short": data.short,
+        "fit": data.fit,
+        "dtype": "uint8" if data.fit == "pad" else "float32",
         "resize": data.resize,
         "crop": data.crop,
         "antialias": data.antialias,

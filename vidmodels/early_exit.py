@@ -118,7 +118,7 @@ class Curve:
     points: tuple[MeasuredPoint, ...]
 
     @property
-    def metric(self) -> Literal["top1", "map"]:
+    def metric(self) -> Literal["top1", "map", "map50"]:
         """What the recipe goes by."""
         return self.recipe.eval.metric
 

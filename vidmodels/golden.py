@@ -23,6 +23,7 @@ from torch import Tensor
 
 from vidmodels.cases import Array, Component
 from vidmodels.methods.rgtp import golden as rgtp_golden
+from vidmodels.methods.rgtp import vitdet_golden, vitdet_metrics_golden
 from vidmodels.methods.sta import golden as sta_golden
 from vidmodels.methods.tam import golden as tam_golden
 from vidmodels.methods.taps import golden as taps_golden
@@ -38,6 +39,7 @@ COMPONENTS: Mapping[str, Mapping[str, Component]] = {
     "rgtp_vivit": rgtp_golden.COMPONENTS,
     "tam": tam_golden.COMPONENTS,
     "uni_adafocus": uni_adafocus_golden.COMPONENTS,
+    "rgtp_vitdet": {**vitdet_golden.COMPONENTS, **vitdet_metrics_golden.COMPONENTS},
 }
 """Method -> component -> the function that runs it."""
 

@@ -19,7 +19,7 @@ import logging
 import math
 import random
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -51,6 +51,7 @@ from vidmodels.methods import METHODS
 from vidmodels.recipes import differences, dump_recipe, load_recipe
 from vidmodels.runs import read_facts, select_weights
 from vidmodels.schedules import learning_rate_factor
+from vidmodels.streams import detect_frames
 from vidmodels.types import Batch, Method, Recipe, Train
 from vidprep.console import track
 from vidprep.errors import UsageError, VidprepError
@@ -466,27 +467,13 @@ def _run_epochs(
         for epoch in range(progress.epoch, settings.epochs):
             started = time.perf_counter()
             terms = _train_epoch(parts, train_loader, progress, out)
-            result = gathered(
-                classify(
-                    parts.evaluated,
-                    val_loader,
-                    num_classes=len(classes),
-                    average=recipe.eval.average,
-                    summarise=parts.method.summarise,
-                    renumber_present_classes=recipe.eval.renumber_present_classes,
-                    device=parts.device,
-                    description=f"epoch {epoch + 1}/{settings.epochs} {recipe.data.val_split}",
-                    quiet=not world.is_main,
-                ),
-                world,
-                renumber_present_classes=recipe.eval.renumber_present_classes,
-            )
+            description = f"epoch {epoch + 1}/{settings.epochs} {recipe.data.val_split}"
             record: dict[str, Any] = {
                 "epoch": epoch,
                 "lr": settings.lr
                 * learning_rate_factor(settings, epoch, steps_per_epoch=_steps_per_epoch(parts, train_loader)),
                 "train": terms,
-                "val": result.metrics,
+                "val": _validate(parts, val_loader, num_classes=len(classes), description=description),
                 "seconds": time.perf_counter() - started,
             }
             records.append(record)
@@ -601,14 +588,7 @@ def _check_parts(parts: Parts, train_loader: Loader, val_loader: Loader, out: Pa
         if not math.isfinite(loss):
             raise _diverged(parts, 0, 0, _steps_per_epoch(parts, train_loader), f"the loss is {loss}")
         torch.autograd.backward(terms["loss"])
-        classify(
-            parts.evaluated,
-            islice(val_loader, 1),
-            num_classes=num_classes,
-            average=parts.recipe.eval.average,
-            device=parts.device,
-            quiet=True,
-        )
+        _validate(parts, islice(val_loader, 1), num_classes=num_classes, description="trial", quiet=True)
         if parts.world.is_main:
             probe = out / "check.pt"
             try:
@@ -622,6 +602,30 @@ def _check_parts(parts: Parts, train_loader: Loader, val_loader: Loader, out: Pa
             parameter.grad = None
         train_loader.load_state_dict({**train_loader.state_dict(), "epoch": 0, "position": 0})
     parts.world.wait()
+
+
+def _validate(
+    parts: Parts, batches: Iterable[Batch], *, num_classes: int, description: str, quiet: bool = False
+) -> dict[str, float]:
+    """The figures of one pass over the validation split: of detectors on one frame of each video."""
+    recipe, world = parts.recipe, parts.world
+    quiet = quiet or not world.is_main
+    if recipe.eval.metric == "map50":
+        return detect_frames(
+            parts.evaluated, batches, device=parts.device, world=world, description=description, quiet=quiet
+        ).metrics
+    own = classify(
+        parts.evaluated,
+        batches,
+        num_classes=num_classes,
+        average=recipe.eval.average,
+        summarise=parts.method.summarise,
+        renumber_present_classes=recipe.eval.renumber_present_classes,
+        device=parts.device,
+        description=description,
+        quiet=quiet,
+    )
+    return gathered(own, world, renumber_present_classes=recipe.eval.renumber_present_classes).metrics
 
 
 def _diverged(parts: Parts, epoch: int, step: int, steps: int, what: str) -> TrainingDiverged:
@@ -743,7 +747,7 @@ def _best(records: list[dict[str, Any]], recipe: Recipe) -> dict[str, Any]:
 
 
 def _say(metrics: Mapping[str, float], recipe: Recipe) -> str:
-    name = {"top1": "top-1", "map": "mAP"}[recipe.eval.metric]
+    name = {"top1": "top-1", "map": "mAP", "map50": "mAP50"}[recipe.eval.metric]
     return f"{recipe.data.val_split} {name} {metrics[recipe.eval.metric]:.2f} %"
 
 

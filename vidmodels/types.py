@@ -4,15 +4,16 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+import torch
 from PIL.Image import Image
 from torch import Tensor, nn
 
-from vidprep.load.transforms import CropPlacement, TrainCrop
+from vidprep.load.transforms import CropPlacement, Fit, TrainCrop
 from vidprep.load.types import Batch
 from vidprep.sampling import ClipPlacement, Sampler, Short
 
-__all__ = ["Batch", "Cost", "Data", "EarlyExit", "Eval", "Features", "Method", "Output", "Published", "Recipe"]
-__all__ += ["Train"]
+__all__ = ["Batch", "Cost", "Data", "Detections", "EarlyExit", "Eval", "Features", "Method", "Output", "Published"]
+__all__ += ["Recipe", "Train"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,6 +24,30 @@ class Output:
     """(n, k)."""
     aux: Mapping[str, Tensor] = field(default_factory=dict)
     """What the method's loss or cost needs: masks, actions, logits of each step."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Detections:
+    """What a detector finds in one frame: n boxes, the most certain one first."""
+
+    boxes: Tensor
+    """(n, 4) float32: left, top, right, bottom in pixels of the frame as the model was given it."""
+    scores: Tensor
+    """(n,) float32 in 0 ... 1."""
+    labels: Tensor
+    """(n,) int64: the class of each."""
+
+    def __post_init__(self) -> None:
+        num_boxes = len(self.scores)
+        if self.boxes.shape != (num_boxes, 4) or self.labels.shape != (num_boxes,):
+            raise ValueError(
+                f"{num_boxes} scores need boxes (n, 4) and as many labels, got shapes {tuple(self.boxes.shape)} and "
+                f"{tuple(self.labels.shape)}"
+            )
+
+    def to(self, device: torch.device | str) -> "Detections":
+        """The same on `device`."""
+        return Detections(boxes=self.boxes.to(device), scores=self.scores.to(device), labels=self.labels.to(device))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,10 +84,13 @@ class Data:
     """How the model's classes are numbered: as the shards' are, or by name."""
     flip_pairs: tuple[tuple[int, int], ...] | None = None
     """Classes, numbered as the model's, that a flip turns into each other; None: as the shards say."""
+    fit: Fit = "crop"
+    """How a frame comes to the square that the model sees: "crop" cuts it out, "pad" takes the whole frame, in bytes,
+    and leaves the rest empty (`vidprep.load.transforms.FitTransform`); for detection."""
     resize: int
-    """Short side in pixels before the evaluation crop."""
+    """Short side in pixels before the evaluation crop; with `fit` "pad" the most that it may be."""
     crop: int
-    """Side of the square that the model sees."""
+    """Side of the square that the model sees; with `fit` "pad" the most that a frame's long side may be."""
     antialias: bool = True
     """Resize as PIL does before the evaluation crop; off: as OpenCV."""
     resize_floats: bool = False
@@ -89,8 +117,10 @@ class Data:
         _at_least(1, min_frames=self.min_frames)
         if self.num_classes is not None:
             _at_least(1, num_classes=self.num_classes)
-        if self.resize < self.crop:
+        if self.fit == "crop" and self.resize < self.crop:
             raise ValueError(f"resize must be at least crop = {self.crop} pixels, got {self.resize}")
+        if self.fit == "pad" and not 1 <= self.resize <= self.crop:
+            raise ValueError(f'with fit = "pad" resize is at most crop = {self.crop} pixels, got {self.resize}')
         if not self.train_scales or not all(0 < scale <= 1 for scale in self.train_scales):
             raise ValueError(f"train_scales are fractions of the short side in (0, 1], got {self.train_scales}")
         if min(self.std) <= 0:
@@ -172,8 +202,8 @@ class Eval:
     """The model sees at most so many clips at once, however many views a batch of videos has."""
     average: Literal["logits", "probabilities"] = "logits"
     """What is averaged over the views of a video."""
-    metric: Literal["top1", "map"] = "top1"
-    """What picks the best checkpoint."""
+    metric: Literal["top1", "map", "map50"] = "top1"
+    """What picks the best checkpoint; "map50" of detectors, for which a video stands with one frame while training."""
     best_from_epoch: int = 0
     """First epoch (from 0) that may be the best: those before a method's cost target is in force should not be."""
     renumber_present_classes: bool = False
@@ -193,6 +223,8 @@ class Published:
     top1: float | None = None
     top5: float | None = None
     map: float | None = None
+    map50: float | None = None
+    """Of detectors: mean average precision at an overlap (IoU) of 0.5."""
     gmacs: float | None = None
     """Multiply-accumulates in 1e9, per video or as `convention` says."""
     gmacs_views: int = 1
@@ -233,7 +265,9 @@ class Recipe:
                 f"model.image_size = {side}, but crops are {self.data.crop} pixels in training and {self.eval_crop} in "
                 "evaluation; this model takes frames of the size that it is built for, so set all alike"
             )
-        if self.eval_resize < self.eval_crop:
+        if self.data.fit == "pad" and (self.eval.resize or self.eval.crop or self.eval.num_crops > 1):
+            raise ValueError('eval: with fit = "pad" frames are whole; leave resize, crop and num_crops out')
+        if self.data.fit == "crop" and self.eval_resize < self.eval_crop:
             raise ValueError(f"eval: resize must be at least crop = {self.eval_crop} pixels, got {self.eval_resize}")
 
     @property

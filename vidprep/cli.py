@@ -14,11 +14,11 @@ import typer.core
 
 from vidprep import __version__
 from vidprep.console import run_app
-from vidprep.errors import UsageError
+from vidprep.errors import UnknownName, UsageError, suggest
 
 # Everything heavy is imported by the command that needs it: `vidprep --help` answers at once.
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Callable, Mapping, Sequence
 
     from vidprep.ffmpeg import FfmpegOptions
     from vidprep.index import Fault
@@ -270,13 +270,19 @@ def info(name: Annotated[str, typer.Argument(help="Name of the data set.")]) -> 
 @app.command()
 def toy(
     data_root: Annotated[Path, typer.Option("--data-root", help="Folder to write to.")],
+    name: Annotated[str, typer.Argument(help="toy: clips to classify; toy_detection: sequences with boxes.")] = "toy",
     workers: Workers = _num_cores(),
 ) -> None:
-    """Generate the toy data set: clips of eight classes that only motion tells apart."""
-    from vidprep.datasets.toy import CLASSES, INFO, generate
+    """Generate a toy data set: clips of eight classes that only motion tells apart, or moving shapes with boxes."""
+    from vidprep.datasets import DATASETS, toy, toy_detection
 
-    generate(data_root, workers=workers, progress="toy clips")
-    typer.echo(f"{data_root}: {sum(count or 0 for count in INFO.splits.values())} clips of {len(CLASSES)} classes")
+    makers = {"toy": toy.generate, "toy_detection": toy_detection.generate}
+    if name not in makers:
+        raise UnknownName(f"no generated data set {name!r}; {suggest(name, makers)}")
+    info = DATASETS[name]
+    makers[name](data_root, workers=workers, progress="toy clips")
+    what = "sequences" if info.task == "detection" else "clips"
+    typer.echo(f"{data_root}: {sum(count or 0 for count in info.splits.values())} {what} of {info.num_classes} classes")
 
 
 @app.command()
@@ -334,6 +340,7 @@ def download(
     """Fetch a data set from its publisher, or take it from a folder, and unpack it."""
     from vidprep import acquire
     from vidprep.datasets import get
+    from vidprep.datasets.info import how_generated
 
     info = get(name)
     if youtube:
@@ -344,7 +351,8 @@ def download(
     if retry:
         raise UsageError("--retry: with --youtube only; other downloads are always tried again.")
     if info.access in ("generated", "own"):
-        cure = f"make it: `vidprep {name} --data-root {data_root}`" if info.access == "generated" else "you have it"
+        make_it = f"make it: `{how_generated(info)} --data-root {data_root}`"
+        cure = make_it if info.access == "generated" else "you have it"
         raise UsageError(f"{name} is not downloaded; {cure}.")
     if source is not None:
         if dry_run or mirror is not None:
@@ -718,7 +726,7 @@ def shard(
         frames=settings,
         delivered=info.frames if is_delivered else None,
         annotations=boxes,
-        read_boxes=None if boxes is None else _read_boxes,
+        read_boxes=None if boxes is None else _box_reader(info),
         frames_from=_extracted(frames_root, place, chosen.split) if is_from_frames else None,
         samples_per_shard=samples_per_shard,
         shard_bytes=num_bytes,
@@ -906,7 +914,7 @@ def verify(
             check=check.value,
             delivered=info.frames if info.media == "frames" else None,
             annotations=boxes,
-            read_boxes=None if boxes is None else _read_boxes,
+            read_boxes=None if boxes is None else _box_reader(info),
             num_published=info.splits.get(chosen.split),
             workers=workers,
             time_limit_seconds=600.0 if time_limit is None else time_limit or None,
@@ -969,7 +977,7 @@ def repair(
             frames=_planned_format(plan["frames"]) if plan["source"] != "frames" else None,
             delivered=_planned_format(plan.get("delivered")),
             annotations=boxes,
-            read_boxes=None if boxes is None else _read_boxes,
+            read_boxes=None if boxes is None else _box_reader(info),
             frames_from=_extracted(frames_root, place, name) if is_from_frames else None,
             samples_per_shard=plan["samples_per_shard"],
             shard_bytes=plan.get("shard_bytes"),
@@ -1052,7 +1060,7 @@ def export(
         if frames_root is not None or extracted.with_name(f"{extracted.name}.parquet").is_file()
         else None,
         delivered=info.frames if info.media == "frames" else None,
-        read_boxes=lambda video: _read_boxes(annotation_folder(paths[video.video_id])),
+        read_boxes=lambda video: _box_reader(info)(annotation_folder(paths[video.video_id])),
         workers=workers,
         progress=f"export {chosen.split}",
     )
@@ -1270,10 +1278,10 @@ def _locate_boxes(info: "DatasetInfo", chosen: "Split", paths: "Mapping[str, Pat
     return {video_id: folder for video_id, folder in folders.items() if folder.is_dir()}
 
 
-def _read_boxes(folder: Path) -> "Sequence[FrameAnnotation]":
-    from vidprep.datasets.imagenet_vid import read_annotations
+def _box_reader(info: "DatasetInfo") -> "Callable[[Path], Sequence[FrameAnnotation]]":
+    from vidprep.datasets import BOX_READERS
 
-    return read_annotations(folder)
+    return BOX_READERS[info.name]
 
 
 def _frames_folder(data_root: Path, split_name: str) -> Path:

@@ -11,6 +11,7 @@ BENCHMARKS = {
     "early_exit": "scripts.benchmarks.early_exit",
     "extract": "scripts.benchmarks.extract",
     "load": "scripts.benchmarks.load",
+    "rgtp_vitdet": "scripts.benchmarks.rgtp_vitdet",
     "rgtp_vivit": "scripts.benchmarks.rgtp_vivit",
     "sta": "scripts.benchmarks.sta",
 }

@@ -33,6 +33,26 @@ class Malicious:
         return os.mkdir, (str(self.folder),)
 
 
+@pytest.mark.parametrize("protocol", [2, 4])
+def test_pickled_arrays_are_read_as_tensors(tmp_path: Path, protocol: int) -> None:
+    content = {"model": {name: tensor.numpy() for name, tensor in STATE.items()}, "__author__": "someone"}
+    (tmp_path / "a.pkl").write_bytes(pickle.dumps(content, protocol=protocol))
+    state = load_checkpoint(tmp_path / "a.pkl")
+    assert state.keys() == STATE.keys()
+    assert all(torch.equal(state[name], STATE[name]) for name in STATE)
+
+
+def test_pickles_of_more_than_arrays_are_refused_unexecuted(tmp_path: Path) -> None:
+    (tmp_path / "a.pkl").write_bytes(pickle.dumps({"model": Malicious(tmp_path / "made")}))
+    with pytest.raises(CheckpointError, match=r"it asks for \w+\.mkdir, which weights never need"):
+        load_checkpoint(tmp_path / "a.pkl")
+    assert not (tmp_path / "made").exists()
+    whole = pickle.dumps({"model": {name: tensor.numpy() for name, tensor in STATE.items()}})
+    (tmp_path / "cut.pkl").write_bytes(whole[:40])
+    with pytest.raises(CheckpointError, match="cut short or no pickle of arrays"):
+        load_checkpoint(tmp_path / "cut.pkl")
+
+
 @pytest.mark.parametrize("name", ["a.pth", "a.pt", "a.pth.tar"])
 @pytest.mark.parametrize("wrapped", [True, False])
 @pytest.mark.parametrize("zipped", [True, False])

@@ -24,7 +24,14 @@ from vidmodels.methods import METHODS
 from vidprep.errors import UsageError
 
 CASES = Path(__file__).parents[1] / "golden"
-WHOLE_NETWORKS = ("network", "early_exit_network", "tsm_network", "training_step", "tsm_training_step")
+WHOLE_NETWORKS = {
+    "network",
+    "early_exit_network",
+    "tsm_network",
+    "cascade_network",
+    "training_step",
+    "tsm_training_step",
+}
 MANY_VALUES = 100_000_000
 
 

@@ -13,6 +13,7 @@ METHODS: Mapping[str, Method] = {
     "rgtp_vivit": rgtp.VIVIT,
     "tam": tam.METHOD,
     "uni_adafocus": uni_adafocus.METHOD,
+    "rgtp_vitdet": rgtp.VITDET,
 }
 
 ALIASES: Mapping[str, str] = {"rgtp": "rgtp_vivit"}

@@ -20,13 +20,15 @@ from vidprep.datasets import (
     something_v1,
     something_v2,
     toy,
+    toy_detection,
 )
 from vidprep.datasets.info import describe
 from vidprep.errors import UnknownDataset, UnknownName, UsageError, suggest
 from vidprep.splits import Split, read_checksums, read_classes, read_split, split_path
-from vidprep.types import DatasetInfo
+from vidprep.types import DatasetInfo, FrameAnnotation
 
 __all__ = [
+    "BOX_READERS",
     "DATASETS",
     "build_split",
     "build_splits",
@@ -41,6 +43,7 @@ __all__ = [
 
 DATASETS: dict[str, DatasetInfo] = {
     "toy": toy.INFO,
+    "toy_detection": toy_detection.INFO,
     "folder": folder.INFO,
     "kinetics400": kinetics400.INFO,
     "kinetics600": kinetics600.INFO,
@@ -71,6 +74,12 @@ BUILDERS: dict[str, Callable[[Sequence[Path]], dict[str, Split]]] = {
     "imagenet_vid": imagenet_vid.build_splits,
 }
 """Data sets whose lists the user builds from the official annotation files."""
+
+BOX_READERS: dict[str, Callable[[Path], Sequence[FrameAnnotation]]] = {
+    "toy_detection": toy_detection.read_annotations,
+    "imagenet_vid": imagenet_vid.read_annotations,
+}
+"""Data sets with boxes -> what reads those of a video, frame by frame, from its folder of XML files."""
 
 
 def get(name: str) -> DatasetInfo:

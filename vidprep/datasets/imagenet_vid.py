@@ -170,8 +170,12 @@ def annotation_folder(frames: Path) -> Path:
     return Path(*parts[: places[-1]], "Annotations", *parts[places[-1] + 1 :])
 
 
-def read_annotations(folder: Path) -> tuple[FrameAnnotation, ...]:
+def read_annotations(folder: Path, *, names: Sequence[str] | None = None) -> tuple[FrameAnnotation, ...]:
     """The boxes of a snippet, frame by frame in order, from its folder of XML files.
+
+    Args:
+        folder: the files.
+        names: what the files call the classes, by index; None: the WordNet ids of ImageNet VID.
 
     Raises:
         MissingVideo: no such folder, or no XML files in it.
@@ -182,7 +186,8 @@ def read_annotations(folder: Path) -> tuple[FrameAnnotation, ...]:
         raise MissingVideo(
             f"{folder}: no XML files; a snippet's boxes lie in Annotations/VID/... beside Data/VID/... (test has none)."
         )
-    index_of_synset = {synset: index for index, synset in enumerate(read_classes(INFO.name, "synsets.txt"))}
+    known = read_classes(INFO.name, "synsets.txt") if names is None else names
+    index_of_synset = {synset: index for index, synset in enumerate(known)}
     return tuple(_read_annotation(path, index_of_synset) for path in paths)
 
 
@@ -223,7 +228,7 @@ def _read_frame_index(root: ET.Element, path: Path) -> int:
 def _read_box(item: ET.Element, index_of_synset: dict[str, int]) -> Box:
     synset = _text(item, "name")
     if synset not in index_of_synset:
-        raise ValueError(f"{quote(synset)} is none of the 30 classes")
+        raise ValueError(f"{quote(synset)} is none of the {len(index_of_synset)} classes")
     # by tag: the file gives xmax, xmin, ymax, ymin
     left, top, right, bottom = (float(_text(item, f"bndbox/{tag}")) for tag in ("xmin", "ymin", "xmax", "ymax"))
     return Box(

@@ -94,9 +94,14 @@ def _describe_frames(info: DatasetInfo) -> str:
     return f"extracted: {rate}, {size}, JPEG quality {frames.jpeg_quality}, {frames.template}"
 
 
+def how_generated(info: DatasetInfo) -> str:
+    """The command that generates a data set."""
+    return "vidprep toy" if info.name == "toy" else f"vidprep toy {info.name}"
+
+
 def _commands(info: DatasetInfo, *, is_built_from_annotations: bool) -> list[str]:
     split = "val" if "val" in info.splits else list(info.splits)[-1]
-    commands = ["vidprep toy --data-root ROOT"] if info.access == "generated" else []
+    commands = [f"{how_generated(info)} --data-root ROOT"] if info.access == "generated" else []
     if is_built_from_annotations:
         how = {"form": " --from DIR", "youtube": f" --split {split} --youtube"}.get(info.access, "")
         list_it = f"vidprep split {info.name} --annotations FILE --data-root ROOT"

@@ -4,10 +4,12 @@ from vidprep.load.dataset import ClipDataset, ClipOptions, ClipSettings, open_vi
 from vidprep.load.loader import BufferedSource, Loader, LoadFault, PlannedSource, SampleSource, make_loader
 from vidprep.load.on_demand import ClipOnDemand, ClipsOnDemand, iterate_on_demand
 from vidprep.load.remote import ShardCache
+from vidprep.load.sequences import FrameSequence, SequenceDataset, SequenceFrame, open_sequences
 from vidprep.load.shards import ShardDataset
 from vidprep.load.transforms import (
     BoxMap,
     EvalTransform,
+    FitTransform,
     TrainTransform,
     crop_offsets,
     multiscale_crop_sizes,
@@ -27,12 +29,16 @@ __all__ = [
     "ClipSettings",
     "ClipsOnDemand",
     "EvalTransform",
+    "FitTransform",
+    "FrameSequence",
     "FrameTargets",
     "LoadFault",
     "Loader",
     "PlannedSource",
     "Sample",
     "SampleSource",
+    "SequenceDataset",
+    "SequenceFrame",
     "ShardCache",
     "ShardDataset",
     "Targets",
@@ -42,6 +48,7 @@ __all__ = [
     "make_loader",
     "multiscale_crop_sizes",
     "normalise",
+    "open_sequences",
     "open_videos",
     "webdataset",
 ]

@@ -213,9 +213,14 @@ def _check_key_frames(container: InputContainer, stream: VideoStream, row: Sampl
 
 def _refuse_settings(settings: ClipSettings) -> None:
     """What the pipeline does not do to frames."""
-    not_here = {"antialias = false": not settings.antialias, "resize_floats": settings.resize_floats}
+    not_here = {
+        "antialias = false": not settings.antialias,
+        "resize_floats": settings.resize_floats,
+        'fit "pad"': settings.fit == "pad",
+    }
     if settings.train:
         not_here = {
+            'fit "pad"': settings.fit == "pad",
             "rand_augment": bool(settings.rand_augment),
             "random_erasing": settings.random_erasing > 0,
             'train_crop "random_resized"': settings.train_crop == "random_resized",

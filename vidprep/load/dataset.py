@@ -31,7 +31,16 @@ from vidprep.decode.types import VideoReader
 from vidprep.errors import CorruptVideo, MissingVideo, UsageError
 from vidprep.index import sample_id
 from vidprep.load.augment import RandAugment
-from vidprep.load.transforms import BoxMap, CropPlacement, EvalTransform, TrainCrop, TrainTransform, Window
+from vidprep.load.transforms import (
+    BoxMap,
+    CropPlacement,
+    EvalTransform,
+    Fit,
+    FitTransform,
+    TrainCrop,
+    TrainTransform,
+    Window,
+)
 from vidprep.load.types import Allocate, FrameTargets, Sample, new_frames
 from vidprep.sampling import (
     ClipPlacement,
@@ -67,6 +76,7 @@ class ClipOptions(TypedDict, total=False):
     num_frames: Required[int]
     resize: Required[int]
     crop: Required[int]
+    fit: Fit
     train: bool
     sampler: Sampler
     dense_window: int
@@ -104,9 +114,12 @@ class ClipSettings:
     num_frames: int
     """t, frames of a clip."""
     resize: int
-    """Short side in pixels before the evaluation crop."""
+    """Short side in pixels before the evaluation crop; with `fit` "pad" the most that it may be."""
     crop: int
     """Side of the square that the model sees, in pixels."""
+    fit: Fit = "crop"
+    """"pad": nothing is cut, the whole frame lies in the upper left of the square, which is black elsewhere: see
+    `FitTransform`. For detection."""
     train: bool = False
     """One random clip with random crop and flip; otherwise fixed clips and crops."""
     sampler: Sampler = "segments"
@@ -162,6 +175,7 @@ class ClipSettings:
         if self.seed < 0 or self.max_aspect_step < 0:
             raise UsageError(f"seed and max_aspect_step are 0 or more, got {self.seed} and {self.max_aspect_step}.")
         choices = {
+            "fit": get_args(Fit),
             "sampler": get_args(Sampler),
             "clip_placement": get_args(ClipPlacement),
             "train_crop": get_args(TrainCrop),
@@ -189,7 +203,9 @@ class ClipSettings:
             raise UsageError(f"random_erasing is a probability, got {self.random_erasing}.")
         if self.rand_augment:
             RandAugment.parse(self.rand_augment)
-        if self.crop > self.resize:
+        if self.fit == "pad":
+            self._check_padded()
+        elif self.crop > self.resize:
             raise UsageError(f"a crop of {self.crop} px does not fit a short side of {self.resize} px; enlarge resize.")
         if self.num_crops not in (1, 3):
             raise UsageError(f"num_crops is 1 (centre) or 3 (left, centre and right), got {self.num_crops}.")
@@ -211,6 +227,23 @@ class ClipSettings:
             raise UsageError('resize_floats gives no whole grey levels; use dtype "float32".')
         if min(self.std) <= 0:
             raise UsageError(f"std must be positive, got {self.std}.")
+
+    def _check_padded(self) -> None:
+        if self.resize > self.crop:
+            raise UsageError(
+                f'fit "pad": a short side of {self.resize} px does not fit a square of {self.crop} px; enlarge crop.'
+            )
+        alone = {
+            "num_crops": self.num_crops > 1,
+            "num_repeats": self.num_repeats > 1,
+            "rand_augment": bool(self.rand_augment),
+            "random_erasing": self.random_erasing > 0,
+            "dct_scaling": self.dct_scaling,
+            "whole_frames": self.whole_frames,
+        }
+        asked = [name for name, is_asked in alone.items() if is_asked]
+        if asked:
+            raise UsageError(f'fit "pad" shows whole frames as they are; leave {", ".join(asked)} out.')
 
     def indices(self, num_frames: int, rng: np.random.Generator | None) -> NDArray[np.int64]:
         """Frames of a video's clips, (clips, t): one random clip with `rng`, the fixed ones without."""
@@ -272,6 +305,17 @@ class ClipSettings:
             is_normalised=self.dtype == "float32",
         )
 
+    def fit_transform(self) -> FitTransform:
+        """The transform of these settings with `fit` "pad"."""
+        return FitTransform(
+            short_side=self.resize,
+            long_side=self.crop,
+            flip=self.train and self.flip,
+            mean=self.mean,
+            std=self.std,
+            is_normalised=self.dtype == "float32",
+        )
+
     def rng(self, epoch: int, index: int) -> np.random.Generator | None:
         """Source of what is random in sample `index` of `epoch`; None in evaluation."""
         return np.random.default_rng((self.seed, epoch, index)) if self.train else None
@@ -290,6 +334,8 @@ class ClipPlan:
     pts_seconds: Tensor
     """(v, t) float64."""
     targets: list[list[FrameTargets]] | None
+    shown_size: tuple[int, int] | None = None
+    """(height, width) of the picture in padded frames."""
 
     @property
     def num_views(self) -> int:
@@ -304,6 +350,7 @@ class ClipPlan:
             labels=self.labels,
             pts_seconds=self.pts_seconds,
             targets=self.targets,
+            shown_size=self.shown_size,
         )
 
 
@@ -472,6 +519,7 @@ class SampleMaker:
             labels=self.encode(labels),
             pts_seconds=torch.from_numpy(pts_seconds[np.concatenate([index] * len(box_maps))]),
             targets=targets,
+            shown_size=(windows[0].new_height, windows[0].new_width) if self.settings.fit == "pad" else None,
         )
 
     def _windows(
@@ -483,6 +531,11 @@ class SampleMaker:
             if fixed is None:
                 fixed = self._fixed_windows[height, width] = _fixed_window(self.settings, height, width)
             return (fixed[0],), labels, fixed[1]
+        if self.settings.fit == "pad":
+            window, box_map = self.settings.fit_transform().window(height, width, rng)
+            if window.is_flipped:
+                labels = tuple(self.flip_pairs.get(label, label) for label in labels)
+            return (window,), labels, [box_map]
         # What a flip changes is the verb; a noun may have the same number.
         flipped, kept = (labels[:1], labels[1:]) if self.task == "verb_noun" else (labels, ())
         train_transform = self.settings.train_transform(self.flip_pairs)
@@ -790,6 +843,9 @@ def reused_memory(shape: tuple[int, ...]) -> NDArray[np.uint8]:
 
 def _fixed_window(settings: ClipSettings, height: int, width: int) -> tuple[Window, list[BoxMap]]:
     """What is done to all frames of a size where nothing is random, and where the boxes of each view go."""
+    if settings.fit == "pad":
+        padded, box_map = settings.fit_transform().window(height, width)
+        return padded, [box_map]
     if not settings.whole_frames:
         transform = settings.eval_transform()
         return transform.window(height, width), transform.box_maps(height, width)

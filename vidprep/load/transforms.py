@@ -17,18 +17,22 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn.functional import interpolate
 from torchvision.transforms import InterpolationMode
+from torchvision.transforms import functional as F_float
 from torchvision.transforms.v2 import functional as F
 
 from vidprep.load.augment import Operation, RandAugment, apply_operations, erased_box, random_resized_box
 from vidprep.load.types import Allocate, new_frames
 
-__all__ = ["BoxMap", "CropPlacement", "ErasedBox", "EvalTransform", "Resampling", "TrainCrop", "TrainTransform"]
-__all__ += ["Window", "crop_offsets", "multiscale_crop_sizes", "normalise"]
+__all__ = ["BoxMap", "CropPlacement", "ErasedBox", "EvalTransform", "Fit", "FitTransform", "Resampling", "TrainCrop"]
+__all__ += ["TrainTransform", "Window", "crop_offsets", "multiscale_crop_sizes", "normalise"]
 
 CropPlacement = Literal["along_longer_side", "along_longer_side_floor", "along_width"]
 TrainCrop = Literal["multi_scale", "random_resized"]
-Resampling = Literal["antialias", "plain", "float", "float_antialias"]
-"""Bilinear on bytes with antialias (PIL), without it (OpenCV), or on floats without and with it (PyTorch)."""
+Fit = Literal["crop", "pad"]
+"""How frames come to the square that a model sees: cut out of them, or around the whole of them."""
+Resampling = Literal["antialias", "plain", "float", "float_antialias", "float_antialias_rounded"]
+"""Bilinear on bytes with antialias (PIL), without it (OpenCV), on floats without and with it (PyTorch), or on floats
+with antialias and rounded to bytes (torchvision's first transforms of tensors)."""
 
 _WHITE = np.float32(255)
 
@@ -158,7 +162,7 @@ class Window:
     corners: Sequence[tuple[int, int]] = ((0, 0),)
     """(left, top) of each view in it."""
     crop: int
-    """Side of a view, in pixels; 0: a view is all of it."""
+    """Side of a view, in pixels; 0: a view is all of it. Right of the frame and below it a view is 0."""
     is_flipped: bool = False
     mean: tuple[float, float, float]
     std: tuple[float, float, float]
@@ -203,18 +207,19 @@ class Window:
             def copy(frame: NDArray[np.uint8], t: int) -> None:
                 cut = self._cut(frame)
                 for view, part in enumerate(parts):
-                    np.copyto(memory[view, t], cut[part])
+                    np.copyto(_filled(memory[view, t], cut[part].shape[:2]), cut[part])
 
             return copy
         mean, std = (np.array(values, dtype=np.float32).reshape(-1, 1, 1) for values in (self.mean, self.std))
-        cut_type = np.float32 if self.resampling.startswith("float") else np.uint8
+        cut_type = np.float32 if self.resampling in ("float", "float_antialias") else np.uint8
+        shape = (3, min(height, self.new_height), min(width, self.new_width))
 
         def normalise_into(frame: NDArray[np.uint8], t: int) -> None:
             cut = self._cut(frame)
-            planes, values = _scratch.memory((3, height, width), cut_type)
+            planes, values = _scratch.memory(shape, cut_type)
             for view, part in enumerate(parts):
                 np.copyto(planes, cut[part].transpose(2, 0, 1))
-                place = memory[view, t]
+                place = _filled(memory[view, t].transpose(1, 2, 0), planes.shape[1:]).transpose(2, 0, 1)
                 # Divided by 255 first, as the published code does. The batch, which is not in the processor's cache, is
                 # written once, by the last step.
                 np.divide(planes, _WHITE, out=values)
@@ -248,13 +253,105 @@ class Window:
         # The kernel wants the colours of a pixel side by side, without gaps between the rows.
         pixels = torch.from_numpy(np.ascontiguousarray(part)).permute(2, 0, 1)[None]
         size = [self.new_height, self.new_width]
-        if self.resampling.startswith("float"):
+        if self.resampling in ("float", "float_antialias"):
             antialias = self.resampling == "float_antialias"
             resized = interpolate(pixels.float(), size, mode="bilinear", align_corners=False, antialias=antialias)
+        elif self.resampling == "float_antialias_rounded":
+            resized = _resize_as_floats(pixels, (self.new_height, self.new_width))
         else:
             antialias = self.resampling == "antialias"
             resized = F.resize(pixels, size, interpolation=InterpolationMode.BILINEAR, antialias=antialias)
         return resized[0].permute(1, 2, 0).numpy()
+
+
+def _filled(place: NDArray[Any], size: tuple[int, ...]) -> NDArray[Any]:
+    """The upper left part of a view (h, w, c) that a frame of this size fills; what the frame leaves is set to 0."""
+    height, width = size
+    place[height:] = 0
+    place[:height, width:] = 0
+    return place[:height, :width]
+
+
+def _resize_as_floats(frames: Tensor, size: tuple[int, int]) -> Tensor:
+    """Bytes (..., c, h, w) to bytes (..., c, *size): interpolated as float32 with antialias, rounded to nearest."""
+    resized: Tensor = F_float.resize(frames, list(size), interpolation=InterpolationMode.BILINEAR, antialias=True)
+    return resized
+
+
+@dataclass(frozen=True, kw_only=True)
+class FitTransform:
+    """The whole frame, as large as both limits allow; a view is a square with the frame in its upper left corner.
+
+        720 x 1280 in 420 and 672: scale min(420 / 720, 672 / 1280) = 0.525, so 378 x 672, and 294 rows of padding
+
+    The frame is interpolated as float32 with antialias and rounded to bytes again. Nothing is cut; padding is black, or
+    0 where frames are normalised.
+
+    Source: RGTP's data set of ImageNet VID, specification section 3.3; the same sizes as detectron2's
+    `ResizeShortestEdge` but for the rounding.
+    """
+
+    short_side: int
+    """The frame's short side is at most this, in pixels."""
+    long_side: int
+    """Its long side is at most this, which is also the side of a view."""
+    flip: bool = False
+    """Training: mirror half the clips, before the padding."""
+    mean: tuple[float, float, float] = (0.485, 0.456, 0.406)
+    std: tuple[float, float, float] = (0.229, 0.224, 0.225)
+    is_normalised: bool = False
+    """float32, normalised; else the bytes as they are."""
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.short_side <= self.long_side:
+            raise ValueError(
+                f"a frame's short side is 1 pixel or more and at most its long side, got {self.short_side} and "
+                f"{self.long_side}"
+            )
+
+    def scale(self, height: int, width: int) -> float:
+        """Pixels after resizing for one of a frame of this size; boxes are multiplied by it."""
+        return min(self.short_side / min(height, width), self.long_side / max(height, width))
+
+    def resized(self, height: int, width: int) -> tuple[int, int]:
+        """(height, width) of a frame after resizing, at least one pixel each."""
+        scale = self.scale(height, width)
+        return max(1, round(scale * height)), max(1, round(scale * width))
+
+    def __call__(self, frames: Tensor) -> Tensor:
+        """Resize frames (..., c, h, w) of bytes; without padding, unchanged where they have their size already."""
+        size = self.resized(frames.shape[-2], frames.shape[-1])
+        return frames if size == tuple(frames.shape[-2:]) else _resize_as_floats(frames, size)
+
+    def window(self, height: int, width: int, rng: np.random.Generator | None = None) -> tuple[Window, BoxMap]:
+        """What is done to frames of this size, and where their boxes go; `rng` decides on a flip."""
+        new_height, new_width = self.resized(height, width)
+        is_flipped = rng is not None and self.flip and bool(rng.random() < 0.5)
+        scale = self.scale(height, width)
+        window = Window(
+            left=0,
+            top=0,
+            width=width,
+            height=height,
+            new_width=new_width,
+            new_height=new_height,
+            crop=self.long_side,
+            is_flipped=is_flipped,
+            mean=self.mean,
+            std=self.std,
+            is_normalised=self.is_normalised,
+            resampling="float_antialias_rounded",
+        )
+        box_map = BoxMap(
+            scale_x=scale,
+            scale_y=scale,
+            left=0,
+            top=0,
+            width=new_width,
+            height=new_height,
+            is_flipped=is_flipped,
+        )
+        return window, box_map
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -80,6 +80,8 @@ class Sample:
     """(v, t) float64: when each frame is shown, in seconds."""
     targets: Targets | None = None
     """[v][t], for detection: the objects in each frame; None for other tasks and where nothing is annotated."""
+    shown_size: tuple[int, int] | None = None
+    """(height, width) of the picture in the upper left of padded frames; None where it fills them."""
 
     def __post_init__(self) -> None:
         if self.frames.ndim != 5:
@@ -111,6 +113,8 @@ class Batch:
     """(b, v, t) float64."""
     targets: Sequence[Targets] | None = None
     """[b][v][t], for detection."""
+    shown_sizes: Sequence[tuple[int, int]] | None = None
+    """b times (height, width) of the picture in the upper left of padded frames; None where it fills them."""
 
     def __post_init__(self) -> None:
         if self.frames.ndim != 6:
@@ -122,6 +126,8 @@ class Batch:
             )
         if self.targets is not None and len(self.targets) != len(self.frames):
             raise ValueError(f"{len(self.frames)} samples need as many targets, got {len(self.targets)}")
+        if self.shown_sizes is not None and len(self.shown_sizes) != len(self.frames):
+            raise ValueError(f"{len(self.frames)} samples need as many shown_sizes, got {len(self.shown_sizes)}")
 
     @classmethod
     def stack(cls, samples: Sequence[Sample], *, frames: Tensor | None = None) -> "Batch":
@@ -141,12 +147,16 @@ class Batch:
         if targets and len(targets) < len(samples):
             without = next(sample.video_id for sample in samples if sample.targets is None)
             raise ValueError(f"either all samples of a batch have targets or none, {without} has none")
+        shown = [sample.shown_size for sample in samples if sample.shown_size is not None]
+        if shown and len(shown) < len(samples):
+            raise ValueError("either all samples of a batch are padded or none; fit them alike")
         return cls(
             video_id=[sample.video_id for sample in samples],
             frames=torch.stack([sample.frames for sample in samples]) if frames is None else frames,
             labels=torch.stack([sample.labels for sample in samples]),
             pts_seconds=torch.stack([sample.pts_seconds for sample in samples]),
             targets=targets or None,
+            shown_sizes=shown or None,
         )
 
     def to(self, device: torch.device | str) -> "Batch":
