@@ -84,7 +84,7 @@ def page(title: str, *, lead: str, sections: Sequence[Section], footer: str = ""
         Markup('<section id="part{}"><h2>{}</h2>\n{}</section>\n').format(number, section.title, section.body)
         for number, section in enumerate(sections)
     )
-    return Markup(
+    text = Markup(
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
         '<meta http-equiv="Content-Security-Policy" content="default-src \'none\'; img-src data:; '
@@ -102,6 +102,7 @@ def page(title: str, *, lead: str, sections: Sequence[Section], footer: str = ""
         footer=footer,
         script=_file("page.js"),
     )
+    return str(text)
 
 
 def _file(name: str) -> Markup:
