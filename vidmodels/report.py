@@ -232,7 +232,7 @@ def _figures_table(entries: Sequence[_Entry], timed_clips: int) -> Markup:
         Column(name="form"),
         Column(name="recipe"),
         *(Column(name=name, is_number=True) for name in ("top-1", "top-5", "mAP", "GMACs/clip", "of promised")),
-        *(Column(name=name, is_number=True) for name in ("ms/clip", "min-max", "CPU ms/clip", "videos", "views")),
+        *(Column(name=name, is_number=True) for name in ("ms/clip", "min-max", "CPU ms/clip", "videos x views")),
     ]
     rows: list[list[str | Cell]] = []
     for entry in entries:
@@ -256,8 +256,7 @@ def _figures_table(entries: Sequence[_Entry], timed_clips: int) -> Markup:
                     Cell(text=f"{median:.2f}", value=median),
                     Cell(text=f"{low:.2f}-{high:.2f}", value=high - low),
                     Cell(text=f"{cpu:.2f}", value=cpu),
-                    Cell(text=f"{num_videos:,}", value=num_videos),
-                    Cell(text=f"{result.num_clips // num_videos}", value=result.num_clips // num_videos),
+                    Cell(text=f"{num_videos:,} x {result.num_clips // num_videos}", value=result.num_clips),
                 ]
             )
     return page.table(columns, rows, caption="Figures of all models and forms")

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.browser import open_page
 from tests.videos import read_number, write_numbered_video
 from vidprep import cli
 from vidprep.engine import CannotWrite
@@ -198,3 +199,32 @@ def test_the_command_says_what_it_needs(
         assert call("report", *arguments) == 2
         assert complaint in capsys.readouterr().err
     assert not out.exists()
+
+
+@pytest.mark.slow
+def test_the_page_works_in_chromium(faulty: tuple[Split, dict[str, Path]], tmp_path: Path) -> None:
+    split, paths = faulty
+    shard(split, paths, out=tmp_path / "shards", workers=1)
+    path = tmp_path / "page.html"
+    path.write_text(shards_page(tmp_path / "shards"), encoding="utf-8")
+    with open_page(path, viewport={"width": 380, "height": 800}) as (page, complaints):
+        assert page.locator("figure.chart > svg").count() == 2
+        for column in page.locator("rect.column").all()[:2]:
+            box = column.bounding_box()
+            assert box is not None
+            assert box["height"] > 0
+        assert page.evaluate("document.documentElement.scrollWidth") == 380
+        table = page.locator("table[aria-label='Samples of each of the classes']")
+        table.locator("th", has_text="class").locator("button").click()
+        names = table.locator("tbody td:first-child")
+        assert names.all_inner_texts() == ["Blow-drying hair", "tying knot (not on a tie)"]
+        table.locator("th", has_text="val").locator("button").click()
+        assert names.all_inner_texts() == ["tying knot (not on a tie)", "Blow-drying hair"]
+        film = page.locator(".film").first
+        before = film.evaluate("film => getComputedStyle(film).backgroundPositionX")
+        film.click()
+        page.wait_for_function(
+            "([film, before]) => getComputedStyle(film).backgroundPositionX !== before",
+            arg=[film.element_handle(), before],
+        )
+        assert complaints == []
