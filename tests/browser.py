@@ -30,9 +30,10 @@ def find_chromium() -> str:
 def open_page(path: Path, **settings: Any) -> Iterator[tuple[Page, list[str]]]:
     """The page, and what it complained of or asked for: errors on its console, requests to anywhere else."""
     complaints: list[str] = []
+    program = find_chromium()
     with sync_playwright() as playwright:
         # As root, in a container, Chromium has no sandbox to make; the page is our own.
-        browser = playwright.chromium.launch(executable_path=find_chromium(), args=["--no-sandbox"])
+        browser = playwright.chromium.launch(executable_path=program, args=["--no-sandbox"])
         try:
             page = browser.new_context(offline=True, **settings).new_page()
             page.on("console", lambda message: complaints.append(f"console {message.type}: {message.text}"))

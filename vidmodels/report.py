@@ -64,10 +64,11 @@ def comparison_page(
     sections = []
     for (dataset, of_split, metric), group in groups.items():
         suffix = f": {dataset}, {of_split}" if len(groups) > 1 else ""
+        published = published_recipes(dataset)
         sections += [
-            Section(title=f"Accuracy and cost{suffix}", body=_charts(group, metric, comparison.timed_clips)),
+            Section(title=f"Accuracy and cost{suffix}", body=_charts(group, published, metric, comparison.timed_clips)),
             Section(title=f"All figures{suffix}", body=_figures_table(group, comparison.timed_clips)),
-            *_published_section(dataset, suffix),
+            *_published_section(dataset, published),
             Section(title=f"Classes{suffix}", body=_classes_table(group)),
         ]
         if num_clips:
@@ -157,13 +158,12 @@ def published_recipes(dataset: str) -> list[Recipe]:
     return [recipe for recipe in recipes if recipe.data.dataset == dataset and recipe.published is not None]
 
 
-def _charts(entries: Sequence[_Entry], metric: str, timed_clips: int) -> Markup:
+def _charts(entries: Sequence[_Entry], published: Sequence[Recipe], metric: str, timed_clips: int) -> Markup:
     ours = [_measured(entry, metric, timed_clips, against_time=False) for entry in entries]
     timed = [_measured(entry, metric, timed_clips, against_time=True) for entry in entries]
-    published = _published_series(entries[0].recipe.data.dataset, metric)
     against_macs = page.scatter_chart(
         "Accuracy against multiply-accumulates",
-        [*ours, *published],
+        [*ours, *_published_series(published, metric)],
         x_label="GMACs per clip",
         y_label=METRICS[metric],
         marker_names=MARKER_NAMES,
@@ -206,10 +206,10 @@ def _measured(entry: _Entry, metric: str, timed_clips: int, *, against_time: boo
     return Series(name=entry.name, points=points, is_joined=True)
 
 
-def _published_series(dataset: str, metric: str) -> list[Series]:
+def _published_series(recipes: Sequence[Recipe], metric: str) -> list[Series]:
     """What is published with both an accuracy and a cost, a series a method."""
     by_method: dict[str, list[Point]] = {}
-    for recipe in published_recipes(dataset):
+    for recipe in recipes:
         published = recipe.published
         accuracy = getattr(published, metric, None)
         if published is None or published.gmacs is None or accuracy is None:
@@ -262,8 +262,7 @@ def _figures_table(entries: Sequence[_Entry], timed_clips: int) -> Markup:
     return page.table(columns, rows, caption="Figures of all models and forms")
 
 
-def _published_section(dataset: str, suffix: str) -> list[Section]:
-    recipes = published_recipes(dataset)
+def _published_section(dataset: str, recipes: Sequence[Recipe]) -> list[Section]:
     if not recipes:
         return []
     columns = [
@@ -294,7 +293,7 @@ def _published_section(dataset: str, suffix: str) -> list[Section]:
         is_note=True,
     )
     table = page.table(columns, rows, caption=f"Published figures on {dataset}")
-    return [Section(title=f"Published on {dataset}{suffix and ' '}", body=table + note)]
+    return [Section(title=f"Published on {dataset}", body=table + note)]
 
 
 def _classes_table(entries: Sequence[_Entry]) -> Markup:
