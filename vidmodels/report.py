@@ -63,7 +63,7 @@ def comparison_page(
         groups.setdefault((entry.recipe.data.dataset, entry.split, entry.recipe.eval.metric), []).append(entry)
     sections = []
     for (dataset, of_split, metric), group in groups.items():
-        suffix = f": {dataset}, {of_split}" if len(groups) > 1 else ""
+        suffix = f": {dataset}, {of_split}, by {METRICS[metric].removesuffix(' (%)')}" if len(groups) > 1 else ""
         published = published_recipes(dataset)
         sections += [
             Section(title=f"Accuracy and cost{suffix}", body=_charts(group, published, metric, comparison.timed_clips)),

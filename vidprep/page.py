@@ -306,10 +306,10 @@ def column_chart(title: str, columns: Sequence[ColumnBar], *, x_label: str, y_la
         title: above the chart.
         columns: at least one.
         x_label: with its unit.
-        y_label: what the heights are.
+        y_label: what the heights count.
     """
     x_axis = _Axis(columns[0].start, columns[-1].end, LEFT, WIDTH - RIGHT)
-    y_axis = _Axis(0.0, 1.05 * max(1e-9, *(column.height for column in columns)), HEIGHT - BOTTOM, TOP)
+    y_axis = _Axis(0.0, 1.05 * max(1e-9, *(column.height for column in columns)), HEIGHT - BOTTOM, TOP, least_step=1.0)
     gap = 1.0 if len(columns) <= 60 else 0.0
     marks = _joined(
         Markup(
@@ -364,6 +364,8 @@ class _Axis:
     start: float
     end: float
     is_logarithmic: bool = False
+    least_step: float = 0.0
+    """Between two ticks; 1 for what is counted."""
 
     @staticmethod
     def around(low: float, high: float, start: float, end: float, *, may_be_logarithmic: bool = False) -> "_Axis":
@@ -393,7 +395,7 @@ class _Axis:
                 if len(found) <= 7:
                     break
             return found
-        step = _round_step((self.high - self.low) / 6)
+        step = max(_round_step((self.high - self.low) / 6), self.least_step)
         first, last = math.ceil(self.low / step - 1e-9), math.floor(self.high / step + 1e-9)
         return [number * step for number in range(first, last + 1)]
 

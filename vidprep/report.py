@@ -226,13 +226,13 @@ class _Part:
 
     split: str
     listed: int
-    """Samples of the split's list."""
+    """Samples of the split's list; of videos that are not cut yet, what its publisher counts."""
     there: int
     published: int | None
     labels: Sequence[tuple[int, ...]]
     """Of what is there."""
     lengths_seconds: Sequence[float]
-    """Of what is there, as far as it is known."""
+    """Of what is there, as far as it is known: more than 0."""
     sizes: Mapping[tuple[int, int, float], int] = field(default_factory=dict)
     """(width, height, frames per second) -> samples; empty where it was not measured."""
     num_frames: int
@@ -298,7 +298,13 @@ def videos_page(
     Raises:
         CorruptVideo: a sample does not decode, though it was found sound: only opened, perhaps.
     """
-    sound = [video for video in split.videos if video.video_id in report.durations_seconds]
+    durations = report.durations_seconds
+    # As the report counts them: without segments that begin where their video ends.
+    sound = [
+        video
+        for video in split.videos
+        if video.video_id in durations and not (video.start_seconds or -1.0) >= durations[video.video_id]
+    ]
     films = []
     for place in _choose(len(sound), num_samples, seed):
         video = sound[place]
@@ -319,16 +325,14 @@ def videos_page(
     remarks += [str(difference) for difference in report.length_differences[:MAX_LISTED_FAULTS]]
     remarks += [f"{doubt.video_id}: {doubt.reason}" for doubt in report.doubts[:MAX_LISTED_FAULTS]]
     damaged = set(report.damaged)
-    lengths = [
-        _length(report.durations_seconds[video.video_id], video.start_seconds, video.end_seconds) for video in sound
-    ]
+    lengths = [_length(durations[video.video_id], video.start_seconds, video.end_seconds) for video in sound]
     part = _Part(
         split=split.split,
-        listed=report.num_listed,
-        there=report.num_sound,
+        listed=report.num_segments if report.is_published_in_segments else report.num_listed,
+        there=report.num_sound_segments if report.is_published_in_segments else report.num_sound,
         published=report.num_published,
         labels=[video.labels for video in sound],
-        lengths_seconds=[length for length in lengths if math.isfinite(length)],
+        lengths_seconds=[length for length in lengths if length > 0],
         num_frames=report.num_frames,
         faults=[
             (
@@ -381,7 +385,7 @@ def _part_of_shards(
         there=len(samples),
         published=None if info is None else info.splits.get(manifest.split),
         labels=[row.labels for row in samples],
-        lengths_seconds=[length for length in lengths if math.isfinite(length)],
+        lengths_seconds=[length for length in lengths if length > 0],
         sizes=sizes,
         num_frames=sum(row.num_frames for row in samples),
         faults=faults,
@@ -527,7 +531,7 @@ def _ranked(split: str, names: Sequence[str], counts: Sequence[int]) -> Markup:
 def _balance_line(split: str, counts: Sequence[int]) -> str:
     empty = sum(count == 0 for count in counts)
     line = f"{split}: {min(counts):,} to {max(counts):,} samples a class, median {float(np.median(counts)):g}"
-    return line + (f"; {empty} classes have none" if empty else "")
+    return line + (f"; {empty} without any" if empty else "")
 
 
 def _measures(parts: Sequence[_Part]) -> Markup:

@@ -26,9 +26,9 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_tiny_shards(tmp_path_factory.mktemp("tiny"))
 
 
-def scored(name: str, shards: Path, *, right: int, dataset: str = "numbers", multi_label: bool = False) -> ScoredRun:
+def scored(name: str, shards: Path, *, right: int, metric: str = "top1", multi_label: bool = False) -> ScoredRun:
     """A model that gets the first `right` of eight videos right, by 0.7, and takes the others for the next class."""
-    recipe = load_recipe("taps/toy", [*TINY, f"data.dataset={dataset}"])
+    recipe = load_recipe("taps/toy", [*TINY, f"eval.metric={metric}"])
     labels = torch.arange(8) % 4
     predicted = torch.where(torch.arange(8) < right, labels, (labels + 1) % 4)
     probabilities = torch.full((8, 4), 0.1).double()
@@ -106,6 +106,13 @@ def test_too_few_wrong_clips_are_made_up_for_by_right_ones(shards: Path) -> None
 def test_runs_of_one_name_are_told_apart(shards: Path) -> None:
     page = comparison_page(compared(scored("run", shards, right=8), scored("run", shards, right=5)))
     assert "<title>Accuracy against cost: run (1), run (2)</title>" in page
+
+
+def test_models_that_do_not_compare_get_a_part_of_the_page_each(shards: Path) -> None:
+    page = comparison_page(compared(scored("a", shards, right=8), scored("b", shards, right=5, metric="map")))
+    assert "\na, dynamic form\n" in part(page, "Accuracy and cost: numbers, val, by top-1 accuracy")
+    assert "\na, " not in part(page, "Accuracy and cost: numbers, val, by mAP")
+    assert "\nb, dynamic form\nmAP 50.00 %\n" in part(page, "Accuracy and cost: numbers, val, by mAP")
 
 
 def test_published_figures_stand_beside_ours_with_their_convention(

@@ -99,6 +99,12 @@ def test_a_histogram_counts_every_value_once() -> None:
     assert tips[-1] == "9.5 to 10 s\n2 videos"
 
 
+def test_counts_have_whole_ticks() -> None:
+    of = page.column_chart("t", [ColumnBar(start=0, end=1, height=2, tip="t")], x_label="x", y_label="samples")
+    labels = [text.text for text in drawing(of).iter("text") if text.get("text-anchor") == "end"]
+    assert labels == ["0", "1", "2"]
+
+
 def test_cells_bring_the_value_that_they_are_sorted_by() -> None:
     columns = [Column(name="class"), Column(name="share", is_number=True)]
     rows: list[list[str | Cell]] = [

@@ -161,6 +161,28 @@ def test_the_page_on_videos_says_what_the_list_has_and_is_not_there(faulty: tupl
     assert report.sound_list_sha256 in part(page, "Settings and versions")
 
 
+def test_verbs_and_nouns_are_counted_apart_and_segments_are_what_is_covered(tmp_path: Path) -> None:
+    path = write_numbered_video(tmp_path / "a.mp4", num_frames=40, fps=10)
+    segments = tuple(
+        Video(video_id="a", labels=(verb, noun), start_seconds=start, end_seconds=start + 1, segment_id=f"a_{start}")
+        for start, (verb, noun) in enumerate([(0, 1), (0, 2), (1, 2), (1, 2), (1, 2)])
+    )
+    split = Split(
+        dataset="folder",
+        split="val",
+        task="verb_noun",
+        classes=("take", "put"),
+        noun_classes=("cup", "tap", "pan"),
+        videos=segments,
+    )
+    report = verify_videos(split, {"a": path}, num_published=9)
+    page = videos_page(split, {"a": path}, report)
+    assert "\nval\n4\n5\n80.0 %\n9\n" in part(page, "Coverage"), "the fifth segment begins where the video ends"
+    assert "\ntake\n2\nput\n2\n" in part(page, "Verbs")
+    assert "\ncup\n0\ntap\n1\npan\n3\n" in part(page, "Nouns")
+    assert "val: 0 to 3 samples a class, median 1; 1 without any" in part(page, "Nouns")
+
+
 @pytest.fixture
 def call(monkeypatch: pytest.MonkeyPatch) -> Callable[..., int]:
     def run(*arguments: object) -> int:
