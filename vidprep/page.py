@@ -51,6 +51,9 @@ WIDTH, HEIGHT = 420, 320
 LEFT, RIGHT, TOP, BOTTOM = 58, 16, 14, 46
 """Units of a chart, which scales to the width that there is; small, so that its text stays large on a phone."""
 
+MAX_WIDE_COLUMNS = 60
+"""Of a chart with gaps between its columns, each of which the keyboard reaches."""
+
 MAX_FILM_FRAMES = 32
 FILM_HEIGHT = 128
 MAX_FILM_WIDTH = 228
@@ -310,12 +313,16 @@ def column_chart(title: str, columns: Sequence[ColumnBar], *, x_label: str, y_la
     """
     x_axis = _Axis(columns[0].start, columns[-1].end, LEFT, WIDTH - RIGHT)
     y_axis = _Axis(0.0, 1.05 * max(1e-9, *(column.height for column in columns)), HEIGHT - BOTTOM, TOP, least_step=1.0)
-    gap = 1.0 if len(columns) <= 60 else 0.0
+    are_wide = len(columns) <= MAX_WIDE_COLUMNS
+    gap = 1.0 if are_wide else 0.0
+    # Hundreds of columns would be hundreds of stops of the Tab key; a table says the same.
+    focus = Markup(' tabindex="0"') if are_wide else Markup("")
     marks = _joined(
         Markup(
-            '<rect class="column" tabindex="0" role="img" aria-label="{tip}" data-tip="{tip}" x="{x}" y="{y}" '
+            '<rect class="column"{focus} role="img" aria-label="{tip}" data-tip="{tip}" x="{x}" y="{y}" '
             'width="{width}" height="{height}"><title>{tip}</title></rect>'
         ).format(
+            focus=focus,
             tip=column.tip,
             x=f"{x_axis.place(column.start) + gap / 2:.2f}",
             y=f"{y_axis.place(column.height):.2f}",
