@@ -1,4 +1,4 @@
-"""`vidmodels list | show | train | cache | eval | curve | detect | predict | convert | cost | verify`.
+"""`vidmodels list | show | train | cache | eval | curve | report | detect | predict | convert | cost | verify`.
 
 What takes long to import is imported by the command that needs it: `--help` answers at once.
 """
@@ -347,6 +347,51 @@ def curve(
     _print_curve(measured)
     written = write_curve(measured, out)
     typer.echo(f"{written[0]}, {written[1]}, and thresholds for `vidmodels eval --thresholds`, such as {written[2]}")
+
+
+@app.command()
+def report(
+    targets: Annotated[list[Path], typer.Argument(metavar="RUN|CHECKPOINT...", help="Run folders or weight files.")],
+    out: Annotated[Path, typer.Option(metavar="PAGE.html", help="The page to write.")],
+    recipe: Annotated[str | None, typer.Option(metavar="NAME|FILE", help="For files that bring no recipe.")] = None,
+    data: Annotated[Path | None, typer.Option(metavar="SHARDS", help="By default those of each run.")] = None,
+    split: Annotated[str | None, typer.Option(help="By default each recipe's validation split.")] = None,
+    overrides: Overrides = None,
+    dynamic: Annotated[bool, typer.Option(help="Evaluate the form that really skips, too.")] = True,
+    videos: Annotated[int, typer.Option(min=0, help="Sample clips; half of them wrong, where there are such.")] = 8,
+    seed: Annotated[int, typer.Option(min=0, help="Of the choice of sample clips.")] = 0,
+    timed_clips: Annotated[int, typer.Option(min=1, help="Clips of one timed call.")] = 1,
+    timed_runs: Annotated[int, typer.Option(min=1, help="Timed calls of each model; they take turns.")] = 10,
+    device: Device = None,
+    workers: Workers = None,
+    json_file: JsonFile = None,
+) -> None:
+    """Write a page on runs or checkpoints: accuracy against cost and time, classes, sample clips, settings."""
+    from vidmodels.checkpoints import write_atomically
+    from vidmodels.comparison import compare_runs
+    from vidmodels.report import comparison_page
+    from vidmodels.runs import find_run
+
+    if out.suffix != ".html" or not out.absolute().parent.is_dir():
+        raise UsageError(f"{out}: expected a name ending in .html, in a folder that exists.")
+    runs = [find_run(target, recipe=recipe, overrides=overrides or ()) for target in targets]
+    if any(run.recipe.eval.metric == "map50" for run in runs):
+        raise UsageError("the page is on classifiers; `vidmodels eval` has the figures of detectors.")
+    comparison = compare_runs(
+        runs,
+        data=data,
+        split=split,
+        dynamic=dynamic,
+        timed_clips=timed_clips,
+        timed_runs=timed_runs,
+        device=device,
+        workers=workers,
+    )
+    text = comparison_page(comparison, data=data, split=split, num_clips=videos, seed=seed)
+    write_atomically(out, lambda file: file.write(text.encode()))
+    if json_file is not None:
+        _write_json(json_file, comparison.to_json())
+    typer.echo(f"{out}: {len(targets)} model{'s' if len(targets) > 1 else ''}, {len(text.encode()) / 1e6:.1f} MB")
 
 
 @app.command()

@@ -1023,6 +1023,58 @@ def inspect(
     typer.echo(f"{out}: {len(rows)} samples")
 
 
+@app.command()
+def report(
+    source: Annotated[
+        str,
+        typer.Argument(metavar="SHARDS|DATASET", help="A folder of shards, or its URL; or, with --data-root, a name."),
+    ],
+    out: Annotated[Path, typer.Option("--out", help="The HTML file to write.")],
+    data_root: Annotated[Path | None, typer.Option("--data-root", help="Folder of the data set's videos.")] = None,
+    split_name: Annotated[str | None, typer.Option("--split", "-s", help="Split; of shards all by default.")] = None,
+    num_samples: Annotated[int, typer.Option("--num-samples", "-n", min=0, max=100, help="Films of each split.")] = 8,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Of the choice of samples.")] = 0,
+    check: Annotated[
+        VerifyCheck | None, typer.Option("--check", help="Of videos: decode all, some frames, or only open each.")
+    ] = None,
+    workers: Workers = _num_cores(),
+) -> None:
+    """Write a page on shards or videos: samples that play, coverage, classes, durations, faults."""
+    from vidprep.datasets import DATASETS
+    from vidprep.engine import publish
+    from vidprep.report import shards_page, videos_page
+    from vidprep.store import local_or_url
+    from vidprep.verify import verify_videos
+
+    if out.suffix != ".html" or not out.absolute().parent.is_dir():
+        raise UsageError(f"{out}: expected a name ending in .html, in a folder that exists.")
+    if data_root is None:
+        if check is not None:
+            raise UsageError("--check: for videos (DATASET and --data-root); `vidprep verify SHARDS` reads every byte.")
+        if source in DATASETS and not Path(source).exists():
+            raise UsageError(f"{source}: say with --data-root where its videos lie, or give a folder of shards.")
+        text = shards_page(local_or_url(source), split_name, num_samples=num_samples, seed=seed)
+    else:
+        info, chosen, paths = _load(source, split_name, data_root)
+        boxes = _locate_boxes(info, chosen, paths) if info.task == "detection" else None
+        delivered = info.frames if info.media == "frames" else None
+        of_videos = verify_videos(
+            chosen,
+            paths,
+            check=(check or VerifyCheck.open).value,
+            delivered=delivered,
+            annotations=boxes,
+            read_boxes=None if boxes is None else _box_reader(info),
+            num_published=info.splits.get(chosen.split),
+            workers=workers,
+            progress=f"verify {chosen.split}",
+        )
+        text = videos_page(chosen, paths, of_videos, delivered=delivered, num_samples=num_samples, seed=seed)
+    with publish(out.absolute()) as stream:
+        stream.write(text.encode())
+    typer.echo(f"{out}: {len(text.encode()) / 1e6:.1f} MB")
+
+
 Layout = Annotated[
     str, typer.Option("--layout", help="Code base: taps, uni_adafocus, tam, rgtp, sta or mmaction2; docs/layouts.md.")
 ]

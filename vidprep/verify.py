@@ -16,7 +16,7 @@ import re
 import tarfile
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import IO, Literal, cast
@@ -160,6 +160,8 @@ class VideosReport:
     them name the same videos. Of lists that come with vidprep, the recorded one."""
     sound_list_sha256: str = ""
     """The same of the list without the videos that are no sound ones: which videos exactly an experiment had."""
+    durations_seconds: Mapping[str, float] = field(default_factory=dict)
+    """Of each sound video, by its id, NaN where it is not known; too many for the report as JSON."""
 
     @property
     def footnote(self) -> str:
@@ -198,7 +200,9 @@ class VideosReport:
     def to_json(self) -> str:
         """The report as JSON."""
         texts = {"coverage": self.coverage, "footnote": self.footnote}
-        return json.dumps({**texts, **asdict(self)}, indent=1, ensure_ascii=False) + "\n"
+        content = asdict(self)
+        del content["durations_seconds"]
+        return json.dumps({**texts, **content}, indent=1, ensure_ascii=False) + "\n"
 
     def to_text(self) -> str:
         """The report in lines: each fault, doubt and other length, then the lengths, the footnote, the coverage."""
@@ -481,6 +485,7 @@ def verify_videos(
         length_differences=tuple(length for length in lengths if _differs(length)),
         list_sha256=_list_sha256(split),
         sound_list_sha256=_list_sha256(sound),
+        durations_seconds=durations,
     )
 
 

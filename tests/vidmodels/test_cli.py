@@ -60,7 +60,7 @@ def test_help_answers_without_importing_torch() -> None:
     code += "assert 'torch' not in sys.modules; assert 'pandas' not in sys.modules; sys.exit(status)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
-    for command in ("list", "show", "train", "eval", "convert", "cost", "verify"):
+    for command in ("list", "show", "train", "eval", "report", "convert", "cost", "verify"):
         assert f"\n  {command} " in done.stdout
 
 
