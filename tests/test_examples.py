@@ -24,14 +24,14 @@ import json, sys, warnings
 from vidprep.load import ShardDataset
 
 warnings.filterwarnings("error", module=r"vidprep\\b")
-read, load = [], ShardDataset.load
+read, begin = [], ShardDataset.begin
 
 def counted(self, index, *, epoch, **others):
     if self.make.settings.train:
         read.append((epoch, index))
-    return load(self, index, epoch=epoch, **others)
+    return begin(self, index, epoch=epoch, **others)
 
-ShardDataset.load = counted
+ShardDataset.begin = counted
 script = {"__name__": "__main__"}  # kept to the end, as what a script makes is
 with open(sys.argv[1]) as file:
     exec(compile(file.read(), sys.argv[1], "exec"), script)
