@@ -20,8 +20,8 @@ from vidmodels.types import Batch, Output
 from vidprep.console import track
 from vidprep.errors import UsageError, VidprepError
 
-__all__ = ["Result", "choose_device", "classify", "gathered", "mean_average_precision", "topk_accuracy"]
-__all__ += ["write_predictions"]
+__all__ = ["Result", "choose_device", "classify", "gathered", "mean_average_precision", "mean_probabilities"]
+__all__ += ["topk_accuracy", "write_predictions"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,10 +130,10 @@ def classify(
                         f"{batch.video_id[broken]}: the model's scores are not finite numbers; its weights are broken."
                     )
                 scores.append(logits.mean(1) if average == "logits" else logits.softmax(-1).mean(1))
-                probabilities.append(_probabilities(logits, average))
+                probabilities.append(mean_probabilities(logits, average))
                 if noun_calls:
                     noun_logits = torch.cat(noun_calls).view(batch_size, num_views, -1)
-                    noun_probabilities.append(_probabilities(noun_logits, average))
+                    noun_probabilities.append(mean_probabilities(noun_logits, average))
                 labels.append(batch.labels)
                 video_id += batch.video_id
                 num_clips += batch_size * num_views
@@ -226,7 +226,7 @@ def gathered(result: Result, world: World, *, renumber_present_classes: bool = F
     )
 
 
-def _probabilities(logits: Tensor, average: Literal["logits", "probabilities"]) -> Tensor:
+def mean_probabilities(logits: Tensor, average: Literal["logits", "probabilities"]) -> Tensor:
     """(b, v, k) -> (b, k), mean over the views."""
     return logits.mean(1).softmax(-1) if average == "logits" else logits.softmax(-1).mean(1)
 

@@ -9,7 +9,7 @@ import torch
 
 from vidmodels.checkpoints import read_metadata
 from vidmodels.data import clips_of_file, known_classes
-from vidmodels.evaluate import choose_device
+from vidmodels.evaluate import choose_device, mean_probabilities
 from vidmodels.methods import METHODS
 from vidmodels.runs import Run, load_model
 from vidprep.datasets import DATASETS, class_names
@@ -101,7 +101,7 @@ def predict(run: Run, videos: Sequence[Path], *, top: int = 5, device: str | Non
         with torch.no_grad():
             parts = torch.split(clips, recipe.eval.clips_per_call)
             logits = torch.cat([model(part.to(chosen)).logits.double().cpu() for part in parts])
-        scores = logits.mean(0).softmax(-1) if recipe.eval.average == "logits" else logits.softmax(-1).mean(0)
+        scores = mean_probabilities(logits[None], recipe.eval.average)[0]
         order = scores.argsort(descending=True, stable=True)[:top]
         yield Prediction(
             video=str(video),

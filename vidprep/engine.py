@@ -30,6 +30,7 @@ __all__ = [
     "media_state",
     "publish",
     "run",
+    "run_all",
     "source_state",
     "sweep",
     "unique_name",
@@ -105,6 +106,21 @@ def run(
     if progress is not None:
         return _tracked(outcomes, progress, len(units))
     return outcomes
+
+
+def run_all(units: Sequence[U], work: Callable[[U], R], *, workers: int = 1, progress: str | None = None) -> None:
+    """Do `work` on every unit, for what must not fail: the first failure ends the run, and is raised.
+
+    Args:
+        units: as for `run`, as the rest.
+        work: what it returns is dropped.
+        workers: processes.
+        progress: what is being done, in a word or two.
+    """
+    with closing(run(units, work, workers=workers, progress=progress)) as outcomes:
+        for outcome in outcomes:
+            if outcome.error is not None:
+                raise outcome.error
 
 
 def _tracked(outcomes: Outcomes[U, R], progress: str, total: int) -> Outcomes[U, R]:

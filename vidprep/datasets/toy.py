@@ -7,7 +7,6 @@ one class as in another, so that no single frame says which way things move.
 
 import io
 from collections.abc import Mapping
-from contextlib import closing
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -78,10 +77,7 @@ def generate(data_root: Path, *, workers: int = 1, progress: str | None = None) 
         engine.sweep(folder, r".*\.mp4")
         missing += [clip for clip in clips if not clip.path.is_file()]
     if missing:
-        with closing(engine.run(missing, _write_clip, workers=workers, progress=progress)) as outcomes:
-            for outcome in outcomes:
-                if outcome.error is not None:
-                    raise outcome.error
+        engine.run_all(missing, _write_clip, workers=workers, progress=progress)
 
 
 @dataclass(frozen=True, kw_only=True)

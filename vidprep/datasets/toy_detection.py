@@ -6,7 +6,6 @@ The class is the kind of shape: its outline and its hue. A sequence whose shapes
 
 import shutil
 from collections.abc import Mapping, Sequence
-from contextlib import closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
@@ -89,10 +88,7 @@ def generate(data_root: Path, *, workers: int = 1, progress: str | None = None) 
             if not frames.is_dir():
                 missing.append(_Sequence(frames=frames, split=split, number=number))
     if missing:
-        with closing(engine.run(missing, _write_sequence, workers=workers, progress=progress)) as outcomes:
-            for outcome in outcomes:
-                if outcome.error is not None:
-                    raise outcome.error
+        engine.run_all(missing, _write_sequence, workers=workers, progress=progress)
 
 
 @dataclass(frozen=True, kw_only=True)

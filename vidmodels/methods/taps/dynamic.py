@@ -4,13 +4,14 @@ The same parameters under the same names as the trainable form, for evaluation. 
 convolutions and activations lie channels-last: that changes the rounding, not the arithmetic.
 """
 
-from typing import Literal, Self, cast
+from typing import Literal, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import conv2d, max_pool2d
 
 from vidmodels.backbones.resnet import ResidualBlock, size_after
+from vidmodels.layers.evaluation_only import EvaluationOnly
 from vidmodels.layers.folded import FoldedNorms
 from vidmodels.methods.taps.model import Gates, Gating, Taps, decide, make_gates
 from vidmodels.types import Output
@@ -20,7 +21,7 @@ __all__ = ["DynamicTaps", "Granularity", "make_dynamic"]
 Granularity = Literal["frame", "clip"]
 
 
-class DynamicTaps(Taps):
+class DynamicTaps(EvaluationOnly, Taps):
     """`forward(frames (n, t, 3, h, w)) -> Output` with the logits and `aux` of the trainable form.
 
     Args:
@@ -43,16 +44,6 @@ class DynamicTaps(Taps):
         self.channel_multiple = channel_multiple
         self._norms = FoldedNorms()
         self.eval()
-
-    def train(self, mode: bool = True) -> Self:
-        """Stay in evaluation mode.
-
-        Raises:
-            ValueError: training was asked for.
-        """
-        if mode:
-            raise ValueError("the dynamic form of TAPS is for evaluation; train the model that it was made from")
-        return super().train(mode)
 
     @torch.no_grad()
     def forward(self, frames: Tensor) -> Output:  # type: ignore[override]  # nothing of training is left to set

@@ -7,12 +7,13 @@ never are. The same parameters under the same names as the trainable form; netwo
 """
 
 from collections.abc import Callable, Sequence
-from typing import Protocol, Self
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
 from vidmodels.backbones.mobilenet_v2 import MobileNetV2
+from vidmodels.layers.evaluation_only import EvaluationOnly
 from vidmodels.layers.folded import FoldedNorms
 from vidmodels.methods.uni_adafocus.exits import NEVER, PUBLISHED_Q, PUBLISHED_Q_OF_TWO, Criterion, exit_values
 from vidmodels.methods.uni_adafocus.fast import GLANCE_PIXELS, FastFocusNetwork, FastMobileNetV2, join
@@ -35,7 +36,7 @@ class Clips(Protocol):
         ...
 
 
-class DynamicUniAdaFocus(UniAdaFocus):
+class DynamicUniAdaFocus(EvaluationOnly, UniAdaFocus):
     """`forward(frames (n, s, 3, h, w)) -> Output`: logits (n, k) of each video's exit; `aux`: `exit_steps` (n,).
 
     Args:
@@ -55,14 +56,6 @@ class DynamicUniAdaFocus(UniAdaFocus):
         self.criterion: Criterion = criterion
         self._norms = FoldedNorms()
         self.eval()
-
-    def train(self, mode: bool = True) -> Self:
-        """Stay in evaluation mode.
-
-        Raises:
-            ValueError: training was asked for.
-        """
-        return super().train(_never(mode))
 
     @property
     def device(self) -> torch.device:
@@ -117,7 +110,7 @@ class DynamicUniAdaFocus(UniAdaFocus):
         return embedded.view(*features.shape[:2], -1)
 
 
-class DynamicUniAdaFocusTsm(UniAdaFocusTsm):
+class DynamicUniAdaFocusTsm(EvaluationOnly, UniAdaFocusTsm):
     """`forward(frames (n, g + s, 3, h, w)) -> Output`: logits (n, k) of each video's exit; `aux`: `exit_steps` (n,).
 
     Exit 0 is the average of the glance frames, exit 1 the whole. Arguments as for `DynamicUniAdaFocus`, 2 exits.
@@ -133,14 +126,6 @@ class DynamicUniAdaFocusTsm(UniAdaFocusTsm):
         self.thresholds = _checked(thresholds, 2)
         self.criterion: Criterion = criterion
         self.eval()
-
-    def train(self, mode: bool = True) -> Self:
-        """Stay in evaluation mode.
-
-        Raises:
-            ValueError: training was asked for.
-        """
-        return super().train(_never(mode))
 
     @property
     def device(self) -> torch.device:
@@ -335,9 +320,3 @@ def _checked(thresholds: Sequence[float] | None, num_exits: int) -> tuple[float,
     if len(given) != num_exits:
         raise ValueError(f"this model has {num_exits} exits, got {len(given)} thresholds")
     return (*given[:-1], -NEVER)  # at the last one everyone leaves
-
-
-def _never(mode: bool) -> bool:
-    if mode:
-        raise ValueError("the dynamic form of Uni-AdaFocus is for evaluation; train the model that it was made from")
-    return mode
