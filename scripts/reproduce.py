@@ -7,7 +7,6 @@ Each step is a command of vidprep or vidmodels that goes on where it stopped, so
 
 import argparse
 import json
-import os
 import shlex
 import subprocess
 import sys
@@ -184,6 +183,7 @@ def model_steps(
     """
     name = f"{recipe.method}/{recipe.name}"
     changes = [word for override in overrides for word in ("--set", override)]
+    folder = Step(title="Where results go", command=("mkdir", "-p", out))
     scoring = ("--data", shards, *changes, "--json", f"{out}/result.json")
     if checkpoint is not None:
         weights, converted = checkpoint, []
@@ -198,7 +198,7 @@ def model_steps(
     if init is not None:
         changes = ["--set", f"train.init={init}", *changes]
     train = ("vidmodels", "train", recipe.method, "--recipe", recipe.name)
-    found = []
+    found = [folder]
     if getattr(recipe.model, "trained", "all") == "temporal":  # its first part stays as it is: run it once
         cache = f"{out}/features"
         found.append(
@@ -311,7 +311,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"\n== {step.title}\n$ {step.line()}", flush=True)
         if given.dry_run:
             continue
-        status = _run(step, out=Path(given.out) / recipe.method / recipe.name)
+        status = _run(step)
         if status == 1 and step.names_what_is_missing and given.accept_missing:
             print("going on with what is there (--accept-missing)", flush=True)
         elif status:
@@ -324,11 +324,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _run(step: Step, *, out: Path) -> int:
-    out.mkdir(parents=True, exist_ok=True)
+def _run(step: Step) -> int:
     # Beside this Python, whatever PATH has.
-    program = Path(sys.executable).with_name(step.command[0])
-    return subprocess.run([str(program), *step.command[1:]], check=False, env=os.environ).returncode
+    own = Path(sys.executable).with_name(step.command[0])
+    program = str(own) if own.exists() else step.command[0]
+    return subprocess.run([program, *step.command[1:]], check=False).returncode
 
 
 if __name__ == "__main__":
