@@ -192,6 +192,7 @@ def model_steps(
             convert = ("vidmodels", "convert", recipe.method, checkpoint, weights)
             converted = [Step(title="The authors' weights, under our names", command=convert)]
         return [
+            folder,
             *converted,
             Step(title="The number", command=("vidmodels", "eval", weights, "--recipe", name, *scoring)),
         ]

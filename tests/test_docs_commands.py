@@ -12,7 +12,6 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from unittest import mock
 
 import pytest
 
@@ -28,19 +27,16 @@ from tests.documents import (
     parse,
     python_blocks,
 )
+from tests.toy_clips import ONE_EPOCH, write_toy_clips
 from tests.videos import write_numbered_video
 from tests.vidmodels.detection_shards import TINY as TINY_DETECTOR
 from tests.vidmodels.detection_shards import write_detection_shards
-from vidprep.datasets import DATASETS, toy
+from vidprep.datasets import DATASETS
 from vidprep.miniature import MAKERS, make_miniature
-from vidprep.shard import shard
 
 ROOT = Path(__file__).parent.parent
 BLOCKS = blocks()
 MAINS = {"vidprep": vidprep.cli.main, "vidmodels": vidmodels.cli.main}
-
-EPOCH = ("train.epochs=1", "train.batch_size=8", "train.warmup_epochs=0", "eval.best_from_epoch=0")
-"""Changes to a toy recipe that make its training one short epoch."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,7 +53,7 @@ class Rule:
     is_quick: bool = False
 
 
-TRAIN = tuple(word for change in EPOCH for word in ("--set", change))
+TRAIN = tuple(word for change in ONE_EPOCH for word in ("--set", change))
 DETECTOR = tuple(word for change in (*TINY_DETECTOR, "train.warmup_epochs=0") for word in ("--set", change))
 SOME_MISSING = (0, 1)
 """Miniatures hold faulty videos on purpose, which their commands name, with status 1."""
@@ -188,15 +184,7 @@ class Worlds:
             assert run("vidprep", "split", name, *files, *root, folder=folder)[0] == 0
 
     def _make_clips(self, folder: Path) -> None:
-        with mock.patch.object(toy, "NUM_SCENES", {"train": 2, "val": 1}):
-            toy.generate(folder / "videos")
-            for split_name in ("train", "val"):
-                split = toy.build_split(split_name)
-                paths = {
-                    video.video_id: folder / "videos" / "videos" / split_name / f"{video.video_id}.mp4"
-                    for video in split.videos
-                }
-                shard(split, paths, out=folder / "SHARDS", samples_per_shard=8)
+        write_toy_clips(folder)
         one, other = sorted(folder.glob("videos/videos/val/*.mp4"))[:2]
         for name in ("my_videos", "VIDEOS"):
             for label, path in (("left", one), ("right", other)):
