@@ -48,9 +48,10 @@ from vidmodels.evaluate import choose_device, classify, gathered
 from vidmodels.features import FeatureDataset, open_features, weights_digest
 from vidmodels.layers.sync_norm import synchronise_norms
 from vidmodels.methods import METHODS
+from vidmodels.optimizers import make_optimizer
 from vidmodels.recipes import differences, dump_recipe, load_recipe
 from vidmodels.runs import read_facts, select_weights
-from vidmodels.schedules import learning_rate_factor
+from vidmodels.schedules import learning_rate_factor, schedule_faults
 from vidmodels.streams import detect_frames
 from vidmodels.types import Batch, Method, Recipe, Train
 from vidprep.console import track
@@ -191,6 +192,8 @@ def train(
             f"eval.best_from_epoch = {recipe.eval.best_from_epoch}, but epochs count from 0 to {settings.epochs - 1}: "
             "no epoch could be the best."
         )
+    for fault in schedule_faults(settings):
+        raise UsageError(f"train.{fault}.")
     if save_steps is not None and save_steps < 1:
         raise UsageError(f"save_steps must be at least 1, got {save_steps}.")
     chosen = choose_device(device)
@@ -370,10 +373,7 @@ def _prepare(
         _start_from(Path(settings.init), model, method)
     model.to(device)
     groups = method.param_groups(model, settings)
-    if settings.optimizer == "sgd":
-        optimizer: torch.optim.Optimizer = torch.optim.SGD(groups, lr=settings.lr, momentum=settings.momentum)
-    else:
-        optimizer = torch.optim.AdamW(groups, lr=settings.lr)
+    optimizer = make_optimizer(settings, groups)
     averaged = None
     if settings.ema_decay is not None:
         average = get_ema_multi_avg_fn(settings.ema_decay)  # type: ignore[no-untyped-call]

@@ -146,12 +146,13 @@ class Interruption:
 
 
 @pytest.mark.usefixtures("splits")
-@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw", "timm:lamb", "timm:lookahead_nadamw", "timm:muon"])
 @pytest.mark.parametrize("at_step", [2, 7, 17])
 def test_an_interrupted_run_goes_on_to_the_very_same_weights(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at_step: int, optimizer: str
 ) -> None:
-    recipe = recipe_with(f"train.optimizer={optimizer}")
+    schedule = ["train.schedule=timm:cosine", "train.schedule_options={noise = [0.2, 0.9], step_on_epochs = false}"]
+    recipe = recipe_with(f"train.optimizer={optimizer}", *(schedule if "timm" in optimizer else []))
     run(recipe, tmp_path / "whole")
     use_method(monkeypatch, replace(fakes.METHOD, training_step=Interruption(at_step, KeyboardInterrupt())))
     with pytest.raises(KeyboardInterrupt):
