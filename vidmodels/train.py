@@ -42,9 +42,10 @@ from vidmodels.checkpoints import (
     save_weights,
     write_atomically,
 )
+from vidmodels.compilation import check_compiler, uncompiled
 from vidmodels.data import open_split
 from vidmodels.distributed import World, joined_world
-from vidmodels.evaluate import choose_device, classify, gathered
+from vidmodels.evaluate import choose_device, classify
 from vidmodels.features import FeatureDataset, open_features, weights_digest
 from vidmodels.layers.sync_norm import synchronise_norms
 from vidmodels.methods import METHODS
@@ -198,8 +199,14 @@ def train(
         raise UsageError(f"save_steps must be at least 1, got {save_steps}.")
     chosen = choose_device(device)
     with joined_world(on_gpu=chosen.type == "cuda") as world:
-        if world.size > 1 and chosen.type == "cuda":
-            chosen = torch.device("cuda", world.local_rank)
+        chosen = world.device(chosen)
+        if settings.amp == "fp16" and chosen.type != "cuda":
+            raise UsageError(
+                f'train.amp = "fp16" needs a GPU, this run is on {chosen.type}; '
+                "add --set train.amp=bf16 or --set train.amp=none."
+            )
+        if settings.compile:
+            check_compiler(chosen)
         return _train(
             recipe,
             settings,
@@ -261,7 +268,12 @@ def _train(
         pin_memory=device.type == "cuda",
     )
     val_loader = make_loader(
-        val_set, batch_size=recipe.eval.batch_size, workers=workers, rank=world.rank, world_size=world.size
+        val_set,
+        batch_size=recipe.eval.batch_size,
+        workers=workers,
+        rank=world.rank,
+        world_size=world.size,
+        share="batches",
     )
     parts = _prepare(
         recipe,
@@ -380,9 +392,11 @@ def _prepare(
         averaged = AveragedModel(model, multi_avg_fn=average, use_buffers=True)
     rest = _learning_part(recipe, method, model, features) if features else None
     trained = model if rest is None else rest(model)
+    if world.size > 1 and settings.sync_norms:
+        synchronise_norms(model)
+    if settings.compile:
+        trained.compile()  # in place: the names of its entries stay
     if world.size > 1:
-        if settings.sync_norms:
-            synchronise_norms(model)
         # Methods leave out parts of their networks in some epochs, and for some settings.
         trained = DistributedDataParallel(
             trained, device_ids=[device] if device.type == "cuda" else None, find_unused_parameters=True
@@ -398,7 +412,7 @@ def _prepare(
         rest=rest,
         optimizer=optimizer,
         initial_rates=tuple(group["lr"] for group in optimizer.param_groups),
-        scaler=torch.amp.GradScaler("cuda", enabled=settings.amp == "fp16" and device.type == "cuda"),
+        scaler=torch.amp.GradScaler("cuda", enabled=settings.amp == "fp16"),
         device=device,
         save_steps=save_steps,
     )
@@ -532,6 +546,8 @@ def _train_epoch(parts: Parts, loader: Loader, progress: Progress, out: Path) ->
             else progress.steps_done % parts.save_steps == 0
         )
         if progress.steps_done < steps and any(parts.world.gather(is_due)):
+            if not all(bool(parameter.isfinite().all()) for parameter in parts.model.parameters()):
+                raise _diverged(parts, epoch, step, steps, "a weight is no finite number after it")
             _save_state(parts, loader, progress, out)
             last_saved = time.monotonic()
     for _ in batches:  # none is left: this ends the display
@@ -542,18 +558,12 @@ def _train_epoch(parts: Parts, loader: Loader, progress: Progress, out: Path) ->
 def _step(parts: Parts, batches: Iterator[Batch], position: float, *, where: tuple[int, int, int]) -> dict[str, float]:
     """One step of the optimiser, from the gradients of as many passes as the recipe says; the mean of their terms."""
     settings, optimizer, scaler = parts.settings, parts.optimizer, parts.scaler
-    autocast = torch.autocast(
-        parts.device.type,
-        dtype=torch.float16 if settings.amp == "fp16" else torch.bfloat16,
-        enabled=settings.amp != "none" and parts.device.type == "cuda",
-    )
     means: dict[str, float] = {}
     for number, batch in enumerate(islice(batches, settings.accumulate), start=1):
         with contextlib.ExitStack() as stack:
             if isinstance(parts.trained, DistributedDataParallel) and number < settings.accumulate:
                 stack.enter_context(parts.trained.no_sync())  # processes exchange the gradients of a step once
-            with autocast:
-                terms = parts.method.training_step(parts.trained, batch.to(parts.device), position)
+            terms = _pass(parts, batch, position)
             values = parts.world.mean({name: float(term.detach()) for name, term in terms.items()}, parts.device)
             if not math.isfinite(values["loss"]):
                 raise _diverged(parts, *where, f"the loss is {values['loss']}")
@@ -573,6 +583,13 @@ def _step(parts: Parts, batches: Iterator[Batch], position: float, *, where: tup
     return means
 
 
+def _pass(parts: Parts, batch: Batch, position: float) -> dict[str, Tensor]:
+    """The terms of the loss, in the recipe's precision."""
+    dtype = torch.float16 if parts.settings.amp == "fp16" else torch.bfloat16
+    with torch.autocast(parts.device.type, dtype=dtype, enabled=parts.settings.amp != "none"):
+        return parts.method.training_step(parts.trained, batch.to(parts.device), position)
+
+
 def _check_parts(parts: Parts, train_loader: Loader, val_loader: Loader, out: Path, *, num_classes: int) -> None:
     """Before the long run: a batch of each split, one pass back, and a checkpoint written and read; then as new.
 
@@ -583,11 +600,11 @@ def _check_parts(parts: Parts, train_loader: Loader, val_loader: Loader, out: Pa
         _seed(parts.settings.seed)
         parts.trained.train()
         batch = next(iter(train_loader))
-        terms = parts.method.training_step(parts.trained, batch.to(parts.device), 0.0)
+        terms = _pass(parts, batch, 0.0)
         loss = parts.world.mean({"loss": float(terms["loss"].detach())}, parts.device)["loss"]
         if not math.isfinite(loss):
             raise _diverged(parts, 0, 0, _steps_per_epoch(parts, train_loader), f"the loss is {loss}")
-        torch.autograd.backward(terms["loss"])
+        torch.autograd.backward(parts.scaler.scale(terms["loss"]))
         _validate(parts, islice(val_loader, 1), num_classes=num_classes, description="trial", quiet=True)
         if parts.world.is_main:
             probe = out / "check.pt"
@@ -610,22 +627,23 @@ def _validate(
     """The figures of one pass over the validation split: of detectors on one frame of each video."""
     recipe, world = parts.recipe, parts.world
     quiet = quiet or not world.is_main
-    if recipe.eval.metric == "map50":
-        return detect_frames(
-            parts.evaluated, batches, device=parts.device, world=world, description=description, quiet=quiet
+    with uncompiled() if parts.settings.compile else contextlib.nullcontext():
+        if recipe.eval.metric == "map50":
+            return detect_frames(
+                parts.evaluated, batches, device=parts.device, world=world, description=description, quiet=quiet
+            ).metrics
+        return classify(
+            parts.evaluated,
+            batches,
+            num_classes=num_classes,
+            average=recipe.eval.average,
+            summarise=parts.method.summarise,
+            renumber_present_classes=recipe.eval.renumber_present_classes,
+            device=parts.device,
+            world=world,
+            description=description,
+            quiet=quiet,
         ).metrics
-    own = classify(
-        parts.evaluated,
-        batches,
-        num_classes=num_classes,
-        average=recipe.eval.average,
-        summarise=parts.method.summarise,
-        renumber_present_classes=recipe.eval.renumber_present_classes,
-        device=parts.device,
-        description=description,
-        quiet=quiet,
-    )
-    return gathered(own, world, renumber_present_classes=recipe.eval.renumber_present_classes).metrics
 
 
 def _diverged(parts: Parts, epoch: int, step: int, steps: int, what: str) -> TrainingDiverged:

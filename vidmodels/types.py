@@ -170,7 +170,9 @@ class Train:
     """Exponential moving average of the weights after every step, which is what is evaluated and saved; None: none."""
     seed: int = 1007
     amp: Literal["none", "bf16", "fp16"] = "none"
-    """Autocast precision on a GPU."""
+    """Autocast precision of training; "fp16" on a GPU only. Validation is in float32."""
+    compile: bool = False
+    """Training passes go through `torch.compile`; validation does not."""
     init: str = "none"
     """Initial weights: "none", "imagenet" (torchvision's), "kinetics400" (PyTorchVideo's X3D), or a checkpoint file,
     ours or published."""
