@@ -127,6 +127,9 @@ def train(
     save_steps: Annotated[
         int | None, typer.Option(min=1, help="Save a running epoch after so many steps; by default every 10 minutes.")
     ] = None,
+    wandb: Annotated[
+        str | None, typer.Option(metavar="PROJECT", help="Send each epoch's figures to Weights & Biases, too.")
+    ] = None,
 ) -> None:
     """Train a model; the same command again goes on where it stopped. Several processes: start it with torchrun."""
     from vidmodels.recipes import load_recipe
@@ -139,7 +142,9 @@ def train(
     loaded = load_recipe(f"{method}/{recipe}" if is_short_name else recipe, overrides or ())
     if loaded.method != method:
         raise UsageError(f"recipe {recipe} is for {loaded.method}, not for {method}.")
-    run_training(loaded, data, out, cache=cache_folder, device=device, workers=workers, save_steps=save_steps)
+    run_training(
+        loaded, data, out, cache=cache_folder, device=device, workers=workers, save_steps=save_steps, wandb=wandb
+    )
 
 
 @app.command()

@@ -54,6 +54,7 @@ from vidmodels.recipes import differences, dump_recipe, load_recipe
 from vidmodels.runs import read_facts, select_weights
 from vidmodels.schedules import learning_rate_factor, schedule_faults
 from vidmodels.streams import detect_frames
+from vidmodels.tracking import check_wandb, reporting_to_wandb
 from vidmodels.types import Batch, Method, Recipe, Train
 from vidprep.console import track
 from vidprep.errors import UsageError, VidprepError
@@ -163,6 +164,7 @@ def train(
     device: str | None = None,
     workers: int | None = None,
     save_steps: int | None = None,
+    wandb: str | None = None,
 ) -> dict[str, Any]:
     """Train a recipe on shards, or go on where an earlier run into the same folder stopped.
 
@@ -176,6 +178,7 @@ def train(
             own GPU.
         workers: threads that prepare clips; None starts one per CPU.
         save_steps: optimiser steps after which a running epoch is saved; None saves it every ten minutes.
+        wandb: project of Weights & Biases that gets each epoch's figures, too; None: none does.
 
     Returns:
         What `result.json` holds: `method`, `recipe`, `epochs`, `best_epoch`, `best` (the validation figures of the
@@ -197,6 +200,8 @@ def train(
         raise UsageError(f"train.{fault}.")
     if save_steps is not None and save_steps < 1:
         raise UsageError(f"save_steps must be at least 1, got {save_steps}.")
+    if wandb is not None:
+        check_wandb()
     chosen = choose_device(device)
     with joined_world(on_gpu=chosen.type == "cuda") as world:
         chosen = world.device(chosen)
@@ -217,6 +222,7 @@ def train(
             device=chosen,
             workers=workers,
             save_steps=save_steps,
+            wandb=wandb,
         )
 
 
@@ -231,6 +237,7 @@ def _train(
     device: torch.device,
     workers: int | None,
     save_steps: int | None,
+    wandb: str | None,
 ) -> dict[str, Any]:
     train_set: ShardDataset | FeatureDataset
     val_set: ShardDataset | FeatureDataset
@@ -288,7 +295,7 @@ def _train(
         out.mkdir(parents=True, exist_ok=True)
         _write_text(out / "recipe.toml", dump_recipe(recipe))
         _write_text(out / "run.json", json.dumps(facts, indent=1) + "\n")
-    records = _run_epochs(parts, train_loader, val_loader, out, classes=train_set.manifest.classes)
+    records = _run_epochs(parts, train_loader, val_loader, out, classes=train_set.manifest.classes, wandb=wandb)
     best = _best(records, recipe)
     result = {
         "method": recipe.method,
@@ -465,7 +472,7 @@ def _start_from(path: Path, model: nn.Module, method: Method) -> None:
 
 
 def _run_epochs(
-    parts: Parts, train_loader: Loader, val_loader: Loader, out: Path, *, classes: tuple[str, ...]
+    parts: Parts, train_loader: Loader, val_loader: Loader, out: Path, *, classes: tuple[str, ...], wandb: str | None
 ) -> list[dict[str, Any]]:
     """Train the epochs that are not done yet; the log's records of all of them."""
     recipe, settings, world = parts.recipe, parts.settings, parts.world
@@ -477,7 +484,10 @@ def _run_epochs(
         _tell(parts, "%s: going on after epoch %d of %d%s", out, progress.epoch, settings.epochs, _say_steps(progress))
     else:
         _check_parts(parts, train_loader, val_loader, out, num_classes=len(classes))
-    with _tensorboard(out / "tensorboard", first_epoch=len(records), wanted=world.is_main) as board:
+    with (
+        _tensorboard(out / "tensorboard", first_epoch=len(records), wanted=world.is_main) as board,
+        reporting_to_wandb(wandb if world.is_main else None, out, recipe, done=records) as report,
+    ):
         for epoch in range(progress.epoch, settings.epochs):
             started = time.perf_counter()
             terms = _train_epoch(parts, train_loader, progress, out)
@@ -499,6 +509,7 @@ def _run_epochs(
                         board.add_scalar(f"{part}/{name}", value, epoch)
                 board.add_scalar("lr", record["lr"], epoch)
                 board.flush()
+            report(record)
             _tell(
                 parts,
                 "epoch %d/%d: loss %.4f, %s, lr %.3g, %.1f s",
