@@ -1,6 +1,7 @@
 """Trained models side by side: accuracy, cost and time of each, in its trainable and in its dynamic form."""
 
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -218,17 +219,18 @@ def compare_runs(
         clips = first.repeat(-(-timed_clips // len(first)), 1, 1, 1, 1)[:timed_clips].to(chosen)
         evaluated = {}
         for name, form in forms.items():
-            with counting_macs() as counter:
+            loader = make_loader(
+                dataset,
+                batch_size=recipe.eval.batch_size,
+                workers=workers,
+                rank=world.rank,
+                world_size=world.size,
+                share="batches",
+            )
+            with counting_macs() as counter, closing(loader):
                 result = classify(
                     form,
-                    make_loader(
-                        dataset,
-                        batch_size=recipe.eval.batch_size,
-                        workers=workers,
-                        rank=world.rank,
-                        world_size=world.size,
-                        share="batches",
-                    ),
+                    loader,
                     num_classes=num_classes,
                     average=recipe.eval.average,
                     summarise=method.summarise,

@@ -20,6 +20,7 @@ import math
 import random
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -282,20 +283,21 @@ def _train(
         world_size=world.size,
         share="batches",
     )
-    parts = _prepare(
-        recipe,
-        settings,
-        num_classes=len(train_set.manifest.classes),
-        features=[part for part in (train_set, val_set) if isinstance(part, FeatureDataset)],
-        world=world,
-        device=device,
-        save_steps=save_steps,
-    )
-    if world.is_main:
-        out.mkdir(parents=True, exist_ok=True)
-        _write_text(out / "recipe.toml", dump_recipe(recipe))
-        _write_text(out / "run.json", json.dumps(facts, indent=1) + "\n")
-    records = _run_epochs(parts, train_loader, val_loader, out, classes=train_set.manifest.classes, wandb=wandb)
+    with closing(train_loader), closing(val_loader):
+        parts = _prepare(
+            recipe,
+            settings,
+            num_classes=len(train_set.manifest.classes),
+            features=[part for part in (train_set, val_set) if isinstance(part, FeatureDataset)],
+            world=world,
+            device=device,
+            save_steps=save_steps,
+        )
+        if world.is_main:
+            out.mkdir(parents=True, exist_ok=True)
+            _write_text(out / "recipe.toml", dump_recipe(recipe))
+            _write_text(out / "run.json", json.dumps(facts, indent=1) + "\n")
+        records = _run_epochs(parts, train_loader, val_loader, out, classes=train_set.manifest.classes, wandb=wandb)
     best = _best(records, recipe)
     result = {
         "method": recipe.method,

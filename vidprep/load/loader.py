@@ -11,6 +11,7 @@ of the batch, which is used again when the batch is gone. No tensor is copied be
 import logging
 import os
 import threading
+import weakref
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -258,6 +259,7 @@ class Loader:
         """Position in the order at which the next iteration begins."""
         self._reached = (0, 0)
         """(epoch, position) of the batches handed out."""
+        self._running: Callable[[], Generator[Batch, None, None] | None] = lambda: None
         # Enough batches ahead that every worker has a sample to work on while the caller holds one batch.
         self._ahead = 2 + workers // batch_size
         self._memory = BatchMemory(pin=pin_memory, num_kept=self._ahead + 2)
@@ -332,7 +334,15 @@ class Loader:
         self._first = 0
         self.faults = []
         self._reached = (epoch, first)
-        return self._count(self._prepare(batches, epoch), first)
+        running = self._count(self._prepare(batches, epoch), first)
+        self._running = weakref.ref(running)
+        return running
+
+    def close(self) -> None:
+        """End the running iteration and its threads, which an error's traceback would keep, and Python with them."""
+        running = self._running()
+        if running is not None:
+            running.close()
 
     def _prepare(self, batches: Sequence[Sequence[int]], epoch: int) -> Generator[PendingBatch, None, None]:
         """The batches of an epoch in their order; other backends prepare them in their own way."""
@@ -359,7 +369,7 @@ class Loader:
         mine = order[self.rank :: self.world_size].tolist()
         return [mine[start : start + self.batch_size] for start in range(0, len(mine), self.batch_size)]
 
-    def _count(self, batches: Generator[PendingBatch, None, None], first: int) -> Iterator[Batch]:
+    def _count(self, batches: Generator[PendingBatch, None, None], first: int) -> Generator[Batch, None, None]:
         """The batches, as they are handed out: counted, and without the samples that gave no clip."""
         epoch = self._reached[0]
         num_samples = len(self.dataset)
