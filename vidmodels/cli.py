@@ -4,6 +4,7 @@ What takes long to import is imported by the command that needs it: `--help` ans
 """
 
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -14,6 +15,7 @@ from vidprep.console import run_app
 from vidprep.errors import UnknownName, UsageError, suggest
 
 if TYPE_CHECKING:
+    from vidmodels.distributed import World
     from vidmodels.early_exit import Curve
     from vidmodels.runs import Run
     from vidmodels.types import Method, Recipe
@@ -26,6 +28,17 @@ app = typer.Typer(
     no_args_is_help=True,
     help="Train and evaluate efficient video models on the shards that vidprep makes.",
 )
+
+IN_SEVERAL_PROCESSES = ("train", "eval")
+
+
+@app.callback()
+def check_processes(context: typer.Context) -> None:
+    """Several processes would each do the whole work of most commands, and write over each other."""
+    name, size = context.invoked_subcommand, os.environ.get("WORLD_SIZE", "1")
+    if "RANK" in os.environ and size != "1" and name not in IN_SEVERAL_PROCESSES:
+        raise UsageError(f"`vidmodels {name}` is for one process, torchrun started {size}; leave torchrun out.")
+
 
 RecipeArgument = Annotated[str, typer.Argument(metavar="RECIPE", help="NAME, METHOD/NAME or a .toml file.")]
 Overrides = Annotated[
@@ -114,6 +127,9 @@ def train(
     save_steps: Annotated[
         int | None, typer.Option(min=1, help="Save a running epoch after so many steps; by default every 10 minutes.")
     ] = None,
+    wandb: Annotated[
+        str | None, typer.Option(metavar="PROJECT", help="Send each epoch's figures to Weights & Biases, too.")
+    ] = None,
 ) -> None:
     """Train a model; the same command again goes on where it stopped. Several processes: start it with torchrun."""
     from vidmodels.recipes import load_recipe
@@ -126,7 +142,9 @@ def train(
     loaded = load_recipe(f"{method}/{recipe}" if is_short_name else recipe, overrides or ())
     if loaded.method != method:
         raise UsageError(f"recipe {recipe} is for {loaded.method}, not for {method}.")
-    run_training(loaded, data, out, cache=cache_folder, device=device, workers=workers, save_steps=save_steps)
+    run_training(
+        loaded, data, out, cache=cache_folder, device=device, workers=workers, save_steps=save_steps, wandb=wandb
+    )
 
 
 @app.command()
@@ -186,10 +204,15 @@ def evaluate(
     Detectors go through every frame of every video, in order: mean average precision, also by the speed of objects.
     """
     from vidmodels.comparison import compare_runs
-    from vidmodels.evaluate import write_predictions
+    from vidmodels.distributed import are_several, joined_world
+    from vidmodels.evaluate import choose_device, write_predictions
     from vidmodels.memory import keep_freed_memory
     from vidmodels.runs import find_run
 
+    if thresholds is not None and are_several():
+        raise UsageError(
+            "--thresholds measure time video by video, which several processes disturb; leave torchrun out."
+        )
     if predictions is not None and len(targets) > 1:
         raise UsageError(f"--predictions holds those of one model, got {len(targets)} targets.")
     runs = [find_run(target, recipe=recipe, overrides=overrides or ()) for target in targets]
@@ -207,35 +230,40 @@ def evaluate(
         if json_file is not None:
             _write_json(json_file, {"heading": curve.heading, "rows": curve.rows()})
         return
-    if are_detectors == {True}:
-        _evaluate_streams(
+    with joined_world(on_gpu=choose_device(device).type == "cuda") as world:
+        if are_detectors == {True}:
+            _evaluate_streams(
+                runs,
+                data=data,
+                split=split,
+                predictions=predictions,
+                timed_runs=timed_runs,
+                device=device,
+                world=world,
+                json_file=json_file,
+            )
+            return
+        comparison = compare_runs(
             runs,
             data=data,
             split=split,
-            predictions=predictions,
+            dynamic=dynamic,
+            timed_clips=timed_clips,
             timed_runs=timed_runs,
             device=device,
-            json_file=json_file,
+            workers=workers,
+            world=world,
         )
-        return
-    comparison = compare_runs(
-        runs,
-        data=data,
-        split=split,
-        dynamic=dynamic,
-        timed_clips=timed_clips,
-        timed_runs=timed_runs,
-        device=device,
-        workers=workers,
-    )
-    typer.echo(comparison.heading)
-    _print_table(comparison.table)
-    for remark in comparison.remarks:
-        typer.echo(remark)
-    if predictions is not None:
-        write_predictions(comparison.runs[0].forms["trainable"].result, predictions)
-    if json_file is not None:
-        _write_json(json_file, comparison.to_json())
+        if not world.is_main:
+            return
+        typer.echo(comparison.heading)
+        _print_table(comparison.table)
+        for remark in comparison.remarks:
+            typer.echo(remark)
+        if predictions is not None:
+            write_predictions(comparison.runs[0].forms["trainable"].result, predictions)
+        if json_file is not None:
+            _write_json(json_file, comparison.to_json())
 
 
 def _evaluate_streams(
@@ -246,6 +274,7 @@ def _evaluate_streams(
     predictions: Path | None,
     timed_runs: int,
     device: str | None,
+    world: "World",
     json_file: Path | None,
 ) -> None:
     from vidmodels.stream_comparison import compare_streams
@@ -253,7 +282,9 @@ def _evaluate_streams(
 
     if predictions is not None and predictions.suffix not in (".parquet", ".json"):
         raise UsageError(f"{predictions}: detections are written as .parquet or .json.")
-    comparison = compare_streams(runs, data=data, split=split, timed_runs=timed_runs, device=device)
+    comparison = compare_streams(runs, data=data, split=split, timed_runs=timed_runs, device=device, world=world)
+    if not world.is_main:
+        return
     typer.echo(comparison.heading)
     _print_table(comparison.table)
     for remark in comparison.remarks:

@@ -1,6 +1,7 @@
 """Trained models side by side: accuracy, cost and time of each, in its trainable and in its dynamic form."""
 
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 
 from vidmodels.cost import LatencyStats, compare_latency, counting_macs
 from vidmodels.data import open_test_split
+from vidmodels.distributed import ALONE, World
 from vidmodels.evaluate import Result, choose_device, classify
 from vidmodels.methods import METHODS
 from vidmodels.runs import Run, load_model
@@ -178,8 +180,11 @@ def compare_runs(
     timed_runs: int = 10,
     device: str | None = None,
     workers: int | None = None,
+    world: World = ALONE,
 ) -> Comparison:
     """Evaluate models on a split, counting what runs; then time all of them taking turns.
+
+    Several processes share the videos, and the first one times, while the others wait; all get the same comparison.
 
     Args:
         runs: at least one.
@@ -190,12 +195,13 @@ def compare_runs(
         timed_runs: timed calls of each.
         device: None takes a GPU where there is one.
         workers: threads that prepare clips.
+        world: the processes that share the videos.
 
     Raises:
         UsageError: no shards known, or they do not fit the recipe.
         CheckpointError: weights that do not fit.
     """
-    chosen = choose_device(device)
+    chosen = world.device(choose_device(device))
     results: list[dict[str, tuple[Result, float]]] = []
     calls: dict[str, tuple[nn.Module, Tensor]] = {}
     for position, run in enumerate(runs):
@@ -213,10 +219,18 @@ def compare_runs(
         clips = first.repeat(-(-timed_clips // len(first)), 1, 1, 1, 1)[:timed_clips].to(chosen)
         evaluated = {}
         for name, form in forms.items():
-            with counting_macs() as counter:
+            loader = make_loader(
+                dataset,
+                batch_size=recipe.eval.batch_size,
+                workers=workers,
+                rank=world.rank,
+                world_size=world.size,
+                share="batches",
+            )
+            with counting_macs() as counter, closing(loader):
                 result = classify(
                     form,
-                    make_loader(dataset, batch_size=recipe.eval.batch_size, workers=workers),
+                    loader,
                     num_classes=num_classes,
                     average=recipe.eval.average,
                     summarise=method.summarise,
@@ -224,12 +238,15 @@ def compare_runs(
                     keep_masks=len(forms) > 1,
                     clips_per_call=recipe.eval.clips_per_call,
                     device=chosen,
+                    world=world,
                     description=f"{run.name} {name}",
+                    quiet=not world.is_main,
                 )
-            evaluated[name] = (result, counter.macs / 1e9 / result.num_clips)
+            evaluated[name] = (result, sum(world.gather(counter.macs)) / 1e9 / result.num_clips)
             calls[f"{position} {name}"] = (form, clips)
         results.append(evaluated)
-    latency = compare_latency({key: partial(form, clips) for key, (form, clips) in calls.items()}, runs=timed_runs)
+    timed = {key: partial(form, clips) for key, (form, clips) in calls.items()}
+    latency = world.of_first(lambda: compare_latency(timed, runs=timed_runs))
     scored = tuple(
         ScoredRun(
             run=run,

@@ -7,7 +7,7 @@ Without torchrun there is one process, and every function here is the identity.
 
 import contextlib
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from vidprep.errors import UsageError
 
-__all__ = ["ALONE", "World", "joined_world", "mean_over_ranks", "sum_over_ranks"]
+__all__ = ["ALONE", "World", "are_several", "joined_world", "mean_over_ranks", "sum_over_ranks"]
 
 T = TypeVar("T")
 
@@ -52,6 +52,20 @@ class World:
         dist.all_gather_object(values, value)
         return values
 
+    def gather_in_turn(self, values: Sequence[T]) -> list[T]:
+        """The values of all processes, where value k of process r is the one at k * n + r of what they share."""
+        parts = self.gather(list(values))
+        longest = max(len(part) for part in parts)
+        return [part[place] for place in range(longest) for part in parts if place < len(part)]
+
+    def of_first(self, make: Callable[[], T]) -> T:
+        """What the first process makes, while the others wait for it."""
+        return self.gather(make() if self.is_main else None)[0]  # type: ignore[return-value]  # the first one's
+
+    def device(self, chosen: torch.device) -> torch.device:
+        """Of several processes each one's own GPU, where a GPU is chosen."""
+        return torch.device("cuda", self.local_rank) if self.size > 1 and chosen.type == "cuda" else chosen
+
     def mean(self, values: Mapping[str, float], device: torch.device) -> dict[str, float]:
         """Mean of each named value over the processes, the same in all of them; names must be the same."""
         if self.size == 1:
@@ -63,6 +77,11 @@ class World:
 
 
 ALONE = World()
+
+
+def are_several() -> bool:
+    """Whether torchrun started this process as one of several."""
+    return "RANK" in os.environ and os.environ.get("WORLD_SIZE", "1") != "1"
 
 
 @contextlib.contextmanager

@@ -14,13 +14,13 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from vidmodels.checkpoints import write_atomically
-from vidmodels.distributed import World
+from vidmodels.distributed import ALONE, World
 from vidmodels.metrics import action_accuracy, mean_average_precision, topk_accuracy
 from vidmodels.types import Batch, Output
 from vidprep.console import track
 from vidprep.errors import UsageError, VidprepError
 
-__all__ = ["Result", "choose_device", "classify", "gathered", "mean_average_precision", "mean_probabilities"]
+__all__ = ["Result", "choose_device", "classify", "mean_average_precision", "mean_probabilities"]
 __all__ += ["topk_accuracy", "write_predictions"]
 
 
@@ -64,6 +64,25 @@ class Result:
         return self.scores.argsort(dim=1, descending=True, stable=True)[:, 0]
 
 
+@dataclass(frozen=True, kw_only=True)
+class _ScoredBatch:
+    """What a model made of b videos."""
+
+    video_id: Sequence[str]
+    labels: Tensor
+    scores: Tensor
+    """(b, k)."""
+    probabilities: Tensor
+    """(b, k)."""
+    noun_probabilities: Tensor | None
+    """(b, nouns)."""
+    masks: Sequence[NDArray[np.uint8]]
+    """Of each call."""
+    figures: Sequence[Mapping[str, float]]
+    """The method's own, summed over the clips of each call."""
+    num_clips: int
+
+
 def classify(
     model: nn.Module,
     loader: Iterable[Batch],
@@ -75,16 +94,21 @@ def classify(
     keep_masks: bool = False,
     clips_per_call: int | None = None,
     device: torch.device | str = "cpu",
+    world: World = ALONE,
     description: str = "evaluate",
     quiet: bool = False,
 ) -> Result:
     """Score every sample of a loader once.
 
+    Several processes share the batches; each gets the result of all, to the last bit that of a single process, as far
+    as the arithmetic of each has as many threads.
+
     Args:
         model: `forward(frames (n, t, c, h, w)) -> Output` with logits (n, k); run in evaluation mode, without
             gradients, and returned in the mode it came in. Of verbs and nouns the logits are the verbs', and
             `aux["noun_logits"]` the nouns', where the model knows them.
-        loader: batches of (b, v, t, c, h, w), none left out, none twice.
+        loader: batches of (b, v, t, c, h, w), none left out, none twice; in several processes those of
+            `make_loader(rank=..., world_size=..., share="batches")`.
         num_classes: k.
         average: what is averaged over the v views of a video: logits (softmax after), or probabilities.
         summarise: the method's figures of a batch, means per clip; (model, output) -> {name: value}.
@@ -92,6 +116,7 @@ def classify(
         keep_masks: keep which gates were open in each clip.
         clips_per_call: the model sees at most so many at once; None: all views of a batch.
         device: where the model is.
+        world: the processes that share the batches.
         description: of the progress display.
         quiet: without one.
 
@@ -101,17 +126,14 @@ def classify(
     """
     started = time.perf_counter()
     was_training = model.training
-    video_id: list[str] = []
-    labels, scores, probabilities, noun_probabilities, masks = [], [], [], [], []
-    sums: dict[str, float] = {}
-    num_clips = 0
+    batches: list[_ScoredBatch] = []
     model.eval()
     try:
         with torch.no_grad():
             for batch in loader if quiet else track(loader, description=description):
                 batch_size, num_views = batch.frames.shape[:2]
                 clips = batch.frames.flatten(0, 1)
-                calls, noun_calls = [], []
+                calls, noun_calls, masks, figures = [], [], [], []
                 for part in torch.split(clips, clips_per_call or len(clips)):
                     output: Output = model(part.to(device, non_blocking=True))
                     calls.append(output.logits.double().cpu())
@@ -119,8 +141,8 @@ def classify(
                         noun_calls.append(output.aux["noun_logits"].double().cpu())
                     if keep_masks and "masks" in output.aux:
                         masks.append(np.packbits(output.aux["masks"].flatten(1).cpu().numpy() > 0, axis=1))
-                    for name, value in (summarise(model, output) if summarise else {}).items():
-                        sums[name] = sums.get(name, 0.0) + value * len(part)
+                    own = summarise(model, output) if summarise else {}
+                    figures.append({name: value * len(part) for name, value in own.items()})
                 logits = torch.cat(calls).view(batch_size, num_views, -1)
                 if logits.shape[-1] != num_classes:
                     raise UsageError(f"the model has {logits.shape[-1]} classes, the data have {num_classes}.")
@@ -129,34 +151,48 @@ def classify(
                     raise VidprepError(
                         f"{batch.video_id[broken]}: the model's scores are not finite numbers; its weights are broken."
                     )
-                scores.append(logits.mean(1) if average == "logits" else logits.softmax(-1).mean(1))
-                probabilities.append(mean_probabilities(logits, average))
-                if noun_calls:
-                    noun_logits = torch.cat(noun_calls).view(batch_size, num_views, -1)
-                    noun_probabilities.append(mean_probabilities(noun_logits, average))
-                labels.append(batch.labels)
-                video_id += batch.video_id
-                num_clips += batch_size * num_views
+                nouns_of = torch.cat(noun_calls).view(batch_size, num_views, -1) if noun_calls else None
+                batches.append(
+                    _ScoredBatch(
+                        video_id=batch.video_id,
+                        labels=batch.labels,
+                        scores=logits.mean(1) if average == "logits" else logits.softmax(-1).mean(1),
+                        probabilities=mean_probabilities(logits, average),
+                        noun_probabilities=None if nouns_of is None else mean_probabilities(nouns_of, average),
+                        masks=masks,
+                        figures=figures,
+                        num_clips=batch_size * num_views,
+                    )
+                )
     finally:
         model.train(was_training)
-    if not video_id:
+    batches = world.gather_in_turn(batches)
+    if not batches:
         raise UsageError("nothing to evaluate: the split gives no batch.")
-    all_labels, all_probabilities = torch.cat(labels), torch.cat(probabilities)
+    all_labels = torch.cat([batch.labels for batch in batches])
+    all_probabilities = torch.cat([batch.probabilities for batch in batches])
     nouns = {}
     if all_labels.ndim == 2 and not all_labels.is_floating_point():
-        if noun_probabilities:
-            nouns = _noun_accuracy(all_probabilities, torch.cat(noun_probabilities), all_labels)
+        all_nouns = [batch.noun_probabilities for batch in batches if batch.noun_probabilities is not None]
+        if all_nouns:
+            nouns = _noun_accuracy(all_probabilities, torch.cat(all_nouns), all_labels)
         all_labels = all_labels[:, 0]
+    num_clips = sum(batch.num_clips for batch in batches)
+    sums: dict[str, float] = {}
+    for call in (call for batch in batches for call in batch.figures):
+        for name, value in call.items():
+            sums[name] = sums.get(name, 0.0) + value
+    all_masks = [part for batch in batches for part in batch.masks]
     return _scored(
-        video_id,
+        [name for batch in batches for name in batch.video_id],
         all_labels,
-        torch.cat(scores),
+        torch.cat([batch.scores for batch in batches]),
         all_probabilities,
         num_clips=num_clips,
         summary={name: total / num_clips for name, total in sums.items()},
         seconds=time.perf_counter() - started,
         nouns=nouns,
-        packed_masks=np.concatenate(masks) if masks else None,
+        packed_masks=np.concatenate(all_masks) if all_masks else None,
         renumber_present_classes=renumber_present_classes,
     )
 
@@ -191,38 +227,6 @@ def _scored(
         seconds=seconds,
         nouns=nouns,
         packed_masks=packed_masks,
-    )
-
-
-def gathered(result: Result, world: World, *, renumber_present_classes: bool = False) -> Result:
-    """What all processes found about their shares of a split, as one result; the same in every process.
-
-    Args:
-        result: of this process, for the samples that `make_loader(rank=..., world_size=...)` gave it.
-        world: all processes; alone gives `result` itself.
-        renumber_present_classes: as for `classify`.
-    """
-    if world.size == 1:
-        return result
-    parts = world.gather(result)
-    num_clips = sum(part.num_clips for part in parts)
-    # Process r has the samples r, r + n, r + 2n, ... of the split's order.
-    owner = torch.cat([torch.arange(len(part.video_id)) * world.size + rank for rank, part in enumerate(parts)])
-    order = owner.argsort()
-    ids = [video for part in parts for video in part.video_id]
-    return _scored(
-        [ids[position] for position in order.tolist()],
-        torch.cat([part.labels for part in parts])[order],
-        torch.cat([part.scores for part in parts])[order],
-        torch.cat([part.probabilities for part in parts])[order],
-        num_clips=num_clips,
-        summary={
-            name: sum(part.summary[name] * part.num_clips for part in parts) / num_clips for name in result.summary
-        },
-        seconds=max(part.seconds for part in parts),
-        nouns={name: sum(part.nouns[name] * len(part.video_id) for part in parts) / len(ids) for name in result.nouns},
-        packed_masks=None,
-        renumber_present_classes=renumber_present_classes,
     )
 
 

@@ -12,6 +12,8 @@ from pydantic import TypeAdapter, ValidationError
 
 from vidmodels import methods
 from vidmodels.methods import METHODS
+from vidmodels.optimizers import optimizer_faults
+from vidmodels.schedules import schedule_faults
 from vidmodels.types import Recipe
 from vidprep.errors import UnknownName, UsageError, suggest
 
@@ -81,6 +83,9 @@ def read_recipe(text: str, *, source_file: str, name: str, overrides: Sequence[s
     if "method" in table and method is None:
         faults.append(f"method: no method {table['method']!r}, {suggest(str(table['method']), METHODS)}")
     recipe = _build(Recipe, table, "", faults, {"model": method.Config if method else None})
+    if isinstance(recipe, Recipe) and recipe.train is not None:
+        faults += [f"train.{fault}" for fault in (*optimizer_faults(recipe.train), *schedule_faults(recipe.train))]
+        recipe = None if faults else recipe
     if recipe is None:
         count = "1 fault" if len(faults) == 1 else f"{len(faults)} faults"
         raise UsageError(f"{source_file}: {count}: {'; '.join(fault.rstrip('.') for fault in faults)}")
@@ -202,7 +207,7 @@ def _dump_table(value: Any, path: str) -> list[str]:
         if dataclasses.is_dataclass(entry):
             name = f"{path}{field.name}"
             tables += ["", f"[{name}]", *_dump_table(entry, f"{name}.")]
-        elif entry is not None:  # TOML has no null; the default of an optional setting is None
+        elif entry is not None and entry != {}:  # TOML has no null; the default of an optional setting is None
             lines.append(f"{field.name} = {_literal(entry)}")
     return lines + tables
 
@@ -217,4 +222,6 @@ def _literal(value: object) -> str:
             return repr(value)
         case list() | tuple():
             return f"[{', '.join(_literal(entry) for entry in value)}]"
+        case dict():
+            return f"{{ {', '.join(f'{name} = {_literal(entry)}' for name, entry in value.items())} }}"
     raise TypeError(f"a recipe holds texts, numbers, truth values, lists and tables, not {type(value).__name__}")

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from vidmodels.cost import LatencyStats, compare_latency, counting_macs
+from vidmodels.distributed import ALONE, World
 from vidmodels.evaluate import choose_device
 from vidmodels.runs import Run, load_model
 from vidmodels.streams import StreamDetector, StreamResult, detect_stream, fit_of
@@ -129,8 +130,11 @@ def compare_streams(
     split: str | None = None,
     timed_runs: int = 10,
     device: str | None = None,
+    world: World = ALONE,
 ) -> StreamComparison:
     """Evaluate detectors on every frame of a split; then count and time the first frames, models taking turns.
+
+    Several processes share the sequences, and the first one times, while the others wait; all get the same comparison.
 
     Args:
         runs: at least one.
@@ -138,12 +142,13 @@ def compare_streams(
         split: None takes each recipe's validation split.
         timed_runs: timed passes over the first frames, of each.
         device: None takes a GPU where there is one.
+        world: the processes that share the sequences.
 
     Raises:
         UsageError: no shards known, or they do not fit the recipe.
         CheckpointError: weights that do not fit.
     """
-    chosen = choose_device(device)
+    chosen = world.device(choose_device(device))
     evaluated: list[tuple[Run, StreamResult, float]] = []
     calls = {}
     num_timed = 0
@@ -159,14 +164,16 @@ def compare_streams(
                 f"give its shards, or say --set data.dataset={sequences.manifest.dataset} to use these."
             )
         model = load_model(run, num_classes=len(sequences.manifest.classes), device=chosen)
-        result = detect_stream(model, sequences, device=chosen, description=f"{run.name} {sequences.manifest.split}")
+        result = detect_stream(
+            model, sequences, device=chosen, world=world, description=f"{run.name} {sequences.manifest.split}"
+        )
         first = [frame.pixels.to(chosen) for frame in sequences[0].part(0, TIMED_FRAMES)]
         num_timed = len(first)
         with torch.no_grad(), counting_macs() as counter:
             _go_through(model, first)
         evaluated.append((run, result, counter.macs / 1e9 / num_timed))
         calls[str(position)] = partial(_go_through, model, first)
-    latency = compare_latency(calls, warmup=1, runs=timed_runs)
+    latency = world.of_first(lambda: compare_latency(calls, warmup=1, runs=timed_runs))
     result, recipe = evaluated[-1][1], runs[-1].recipe
     where = torch.cuda.get_device_name(chosen) if chosen.type == "cuda" else f"cpu, {torch.get_num_threads()} threads"
     heading = (

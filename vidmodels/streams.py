@@ -118,14 +118,18 @@ def detect_stream(
     sequences: SequenceDataset,
     *,
     device: torch.device | str = "cpu",
+    world: World = ALONE,
     description: str = "detect",
 ) -> StreamResult:
     """Run a detector over every frame of a split, sequence by sequence, and score all frames together.
+
+    Several processes share the sequences; each gets the result of all.
 
     Args:
         model: a `StreamDetector`; run in evaluation mode, without gradients, and returned in the mode it came in.
         sequences: the split.
         device: where the model is.
+        world: the processes that share the sequences.
         description: of the progress display.
 
     Raises:
@@ -135,29 +139,39 @@ def detect_stream(
     if not isinstance(model, StreamDetector):
         raise UsageError(f"{type(model).__name__} does not go through videos frame by frame; it has no step().")
     started = time.perf_counter()
-    found: list[FoundInFrame] = []
     speeds: list[list[Speed | None]] = []
+    own = [sequences[index] for index in range(world.rank, len(sequences), world.size)]
 
-    def every_frame() -> Iterable[FoundInFrame]:
-        for index in range(len(sequences)):
-            sequence, state = sequences[index], None
+    by_sequence: list[list[FoundInFrame]] = [[] for _ in own]
+
+    def every_frame() -> Iterable[tuple[int, FoundInFrame]]:
+        for place, sequence in enumerate(own):
+            state = None
             for frame in sequence:
                 detections, state = model.step(frame.pixels.to(device), state)
-                yield FoundInFrame(
-                    video_id=sequence.name,
-                    number=frame.number,
-                    detections=_checked(detections.to("cpu"), f"{sequence.name}, frame {frame.number}"),
-                    scale=frame.scale,
-                    targets=frame.targets,
+                yield (
+                    place,
+                    FoundInFrame(
+                        video_id=sequence.name,
+                        number=frame.number,
+                        detections=_checked(detections.to("cpu"), f"{sequence.name}, frame {frame.number}"),
+                        scale=frame.scale,
+                        targets=frame.targets,
+                    ),
                 )
 
     was_training = model.training
     model.eval()
     try:
         with torch.no_grad():
-            found += track(every_frame(), description=description, total=sequences.num_frames)
+            frames = every_frame()
+            if world.is_main:
+                frames = track(frames, description=description, total=sum(len(sequence) for sequence in own))
+            for place, in_frame in frames:
+                by_sequence[place].append(in_frame)
     finally:
         model.train(was_training)
+    found = [frame for part in world.gather_in_turn(by_sequence) for frame in part]
     is_annotated = all(frame.targets is not None for frame in found)
     if is_annotated:
         by_video: dict[str, list[FrameTargets]] = {}
@@ -202,7 +216,7 @@ def detect_frames(
         model: a `FrameDetector`; run in evaluation mode, without gradients, and returned in the mode it came in.
         loader: batches of padded frames (b, v, t, c, S, S) with targets.
         device: where the model is.
-        world: the processes that share the frames; all of them get the scores of all.
+        world: the processes that share the batches, as for `classify`; all of them get the scores of all.
         description: of the progress display.
         quiet: without one.
 
@@ -213,33 +227,36 @@ def detect_frames(
     if not isinstance(model, FrameDetector):
         raise UsageError(f"{type(model).__name__} finds no objects; it has no detect().")
     was_training = model.training
-    predictions: list[Detections] = []
-    targets: list[FrameTargets] = []
+    batches: list[tuple[list[Detections], list[FrameTargets]]] = []
     model.eval()
     try:
         with torch.no_grad():
             for batch in loader if quiet else track(loader, description=description):
                 if batch.targets is None:
                     raise UsageError("a detector is scored by boxes, these data have none; choose an annotated split.")
+                predictions = []
                 frames = batch.frames.flatten(0, 2)
                 repeats = len(frames) // len(batch.frames)
                 sizes = (
                     None if batch.shown_sizes is None else [size for size in batch.shown_sizes for _ in range(repeats)]
                 )
-                for name, detections in zip(
+                for name, found in zip(
                     (name for name in batch.video_id for _ in range(repeats)),
                     model.detect(frames.to(device), shown_sizes=sizes),
                     strict=True,
                 ):
-                    predictions.append(_checked(detections.to("cpu"), name))
-                targets += [frame.to("cpu") for sample in batch.targets for view in sample for frame in view]
+                    predictions.append(_checked(found.to("cpu"), name))
+                batches.append(
+                    (predictions, [frame.to("cpu") for sample in batch.targets for view in sample for frame in view])
+                )
     finally:
         model.train(was_training)
-    predictions = [found for part in world.gather(predictions) for found in part]
-    targets = [frame for part in world.gather(targets) for frame in part]
-    if not targets:
+    batches = world.gather_in_turn(batches)
+    if not batches:
         raise UsageError("nothing to evaluate: the split gives no batch.")
-    return score_detections(predictions, targets, speeds=[[None] * len(frame.labels) for frame in targets])
+    detections = [found for part, _ in batches for found in part]
+    targets = [frame for _, part in batches for frame in part]
+    return score_detections(detections, targets, speeds=[[None] * len(frame.labels) for frame in targets])
 
 
 def write_detections(result: StreamResult, path: Path) -> None:

@@ -20,6 +20,7 @@ import math
 import random
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -42,16 +43,19 @@ from vidmodels.checkpoints import (
     save_weights,
     write_atomically,
 )
+from vidmodels.compilation import check_compiler, uncompiled
 from vidmodels.data import open_split
 from vidmodels.distributed import World, joined_world
-from vidmodels.evaluate import choose_device, classify, gathered
+from vidmodels.evaluate import choose_device, classify
 from vidmodels.features import FeatureDataset, open_features, weights_digest
 from vidmodels.layers.sync_norm import synchronise_norms
 from vidmodels.methods import METHODS
+from vidmodels.optimizers import make_optimizer
 from vidmodels.recipes import differences, dump_recipe, load_recipe
 from vidmodels.runs import read_facts, select_weights
-from vidmodels.schedules import learning_rate_factor
+from vidmodels.schedules import learning_rate_factor, schedule_faults
 from vidmodels.streams import detect_frames
+from vidmodels.tracking import check_wandb, reporting_to_wandb
 from vidmodels.types import Batch, Method, Recipe, Train
 from vidprep.console import track
 from vidprep.errors import UsageError, VidprepError
@@ -161,6 +165,7 @@ def train(
     device: str | None = None,
     workers: int | None = None,
     save_steps: int | None = None,
+    wandb: str | None = None,
 ) -> dict[str, Any]:
     """Train a recipe on shards, or go on where an earlier run into the same folder stopped.
 
@@ -174,6 +179,7 @@ def train(
             own GPU.
         workers: threads that prepare clips; None starts one per CPU.
         save_steps: optimiser steps after which a running epoch is saved; None saves it every ten minutes.
+        wandb: project of Weights & Biases that gets each epoch's figures, too; None: none does.
 
     Returns:
         What `result.json` holds: `method`, `recipe`, `epochs`, `best_epoch`, `best` (the validation figures of the
@@ -191,12 +197,22 @@ def train(
             f"eval.best_from_epoch = {recipe.eval.best_from_epoch}, but epochs count from 0 to {settings.epochs - 1}: "
             "no epoch could be the best."
         )
+    for fault in schedule_faults(settings):
+        raise UsageError(f"train.{fault}.")
     if save_steps is not None and save_steps < 1:
         raise UsageError(f"save_steps must be at least 1, got {save_steps}.")
+    if wandb is not None:
+        check_wandb()
     chosen = choose_device(device)
     with joined_world(on_gpu=chosen.type == "cuda") as world:
-        if world.size > 1 and chosen.type == "cuda":
-            chosen = torch.device("cuda", world.local_rank)
+        chosen = world.device(chosen)
+        if settings.amp == "fp16" and chosen.type != "cuda":
+            raise UsageError(
+                f'train.amp = "fp16" needs a GPU, this run is on {chosen.type}; '
+                "add --set train.amp=bf16 or --set train.amp=none."
+            )
+        if settings.compile:
+            check_compiler(chosen)
         return _train(
             recipe,
             settings,
@@ -207,6 +223,7 @@ def train(
             device=chosen,
             workers=workers,
             save_steps=save_steps,
+            wandb=wandb,
         )
 
 
@@ -221,6 +238,7 @@ def _train(
     device: torch.device,
     workers: int | None,
     save_steps: int | None,
+    wandb: str | None,
 ) -> dict[str, Any]:
     train_set: ShardDataset | FeatureDataset
     val_set: ShardDataset | FeatureDataset
@@ -258,22 +276,28 @@ def _train(
         pin_memory=device.type == "cuda",
     )
     val_loader = make_loader(
-        val_set, batch_size=recipe.eval.batch_size, workers=workers, rank=world.rank, world_size=world.size
+        val_set,
+        batch_size=recipe.eval.batch_size,
+        workers=workers,
+        rank=world.rank,
+        world_size=world.size,
+        share="batches",
     )
-    parts = _prepare(
-        recipe,
-        settings,
-        num_classes=len(train_set.manifest.classes),
-        features=[part for part in (train_set, val_set) if isinstance(part, FeatureDataset)],
-        world=world,
-        device=device,
-        save_steps=save_steps,
-    )
-    if world.is_main:
-        out.mkdir(parents=True, exist_ok=True)
-        _write_text(out / "recipe.toml", dump_recipe(recipe))
-        _write_text(out / "run.json", json.dumps(facts, indent=1) + "\n")
-    records = _run_epochs(parts, train_loader, val_loader, out, classes=train_set.manifest.classes)
+    with closing(train_loader), closing(val_loader):
+        parts = _prepare(
+            recipe,
+            settings,
+            num_classes=len(train_set.manifest.classes),
+            features=[part for part in (train_set, val_set) if isinstance(part, FeatureDataset)],
+            world=world,
+            device=device,
+            save_steps=save_steps,
+        )
+        if world.is_main:
+            out.mkdir(parents=True, exist_ok=True)
+            _write_text(out / "recipe.toml", dump_recipe(recipe))
+            _write_text(out / "run.json", json.dumps(facts, indent=1) + "\n")
+        records = _run_epochs(parts, train_loader, val_loader, out, classes=train_set.manifest.classes, wandb=wandb)
     best = _best(records, recipe)
     result = {
         "method": recipe.method,
@@ -370,19 +394,18 @@ def _prepare(
         _start_from(Path(settings.init), model, method)
     model.to(device)
     groups = method.param_groups(model, settings)
-    if settings.optimizer == "sgd":
-        optimizer: torch.optim.Optimizer = torch.optim.SGD(groups, lr=settings.lr, momentum=settings.momentum)
-    else:
-        optimizer = torch.optim.AdamW(groups, lr=settings.lr)
+    optimizer = make_optimizer(settings, groups)
     averaged = None
     if settings.ema_decay is not None:
         average = get_ema_multi_avg_fn(settings.ema_decay)  # type: ignore[no-untyped-call]
         averaged = AveragedModel(model, multi_avg_fn=average, use_buffers=True)
     rest = _learning_part(recipe, method, model, features) if features else None
     trained = model if rest is None else rest(model)
+    if world.size > 1 and settings.sync_norms:
+        synchronise_norms(model)
+    if settings.compile:
+        trained.compile()  # in place: the names of its entries stay
     if world.size > 1:
-        if settings.sync_norms:
-            synchronise_norms(model)
         # Methods leave out parts of their networks in some epochs, and for some settings.
         trained = DistributedDataParallel(
             trained, device_ids=[device] if device.type == "cuda" else None, find_unused_parameters=True
@@ -398,7 +421,7 @@ def _prepare(
         rest=rest,
         optimizer=optimizer,
         initial_rates=tuple(group["lr"] for group in optimizer.param_groups),
-        scaler=torch.amp.GradScaler("cuda", enabled=settings.amp == "fp16" and device.type == "cuda"),
+        scaler=torch.amp.GradScaler("cuda", enabled=settings.amp == "fp16"),
         device=device,
         save_steps=save_steps,
     )
@@ -451,7 +474,7 @@ def _start_from(path: Path, model: nn.Module, method: Method) -> None:
 
 
 def _run_epochs(
-    parts: Parts, train_loader: Loader, val_loader: Loader, out: Path, *, classes: tuple[str, ...]
+    parts: Parts, train_loader: Loader, val_loader: Loader, out: Path, *, classes: tuple[str, ...], wandb: str | None
 ) -> list[dict[str, Any]]:
     """Train the epochs that are not done yet; the log's records of all of them."""
     recipe, settings, world = parts.recipe, parts.settings, parts.world
@@ -463,7 +486,10 @@ def _run_epochs(
         _tell(parts, "%s: going on after epoch %d of %d%s", out, progress.epoch, settings.epochs, _say_steps(progress))
     else:
         _check_parts(parts, train_loader, val_loader, out, num_classes=len(classes))
-    with _tensorboard(out / "tensorboard", first_epoch=len(records), wanted=world.is_main) as board:
+    with (
+        _tensorboard(out / "tensorboard", first_epoch=len(records), wanted=world.is_main) as board,
+        reporting_to_wandb(wandb if world.is_main else None, out, recipe, done=records) as report,
+    ):
         for epoch in range(progress.epoch, settings.epochs):
             started = time.perf_counter()
             terms = _train_epoch(parts, train_loader, progress, out)
@@ -485,6 +511,7 @@ def _run_epochs(
                         board.add_scalar(f"{part}/{name}", value, epoch)
                 board.add_scalar("lr", record["lr"], epoch)
                 board.flush()
+            report(record)
             _tell(
                 parts,
                 "epoch %d/%d: loss %.4f, %s, lr %.3g, %.1f s",
@@ -532,6 +559,8 @@ def _train_epoch(parts: Parts, loader: Loader, progress: Progress, out: Path) ->
             else progress.steps_done % parts.save_steps == 0
         )
         if progress.steps_done < steps and any(parts.world.gather(is_due)):
+            if not all(bool(parameter.isfinite().all()) for parameter in parts.model.parameters()):
+                raise _diverged(parts, epoch, step, steps, "a weight is no finite number after it")
             _save_state(parts, loader, progress, out)
             last_saved = time.monotonic()
     for _ in batches:  # none is left: this ends the display
@@ -542,18 +571,12 @@ def _train_epoch(parts: Parts, loader: Loader, progress: Progress, out: Path) ->
 def _step(parts: Parts, batches: Iterator[Batch], position: float, *, where: tuple[int, int, int]) -> dict[str, float]:
     """One step of the optimiser, from the gradients of as many passes as the recipe says; the mean of their terms."""
     settings, optimizer, scaler = parts.settings, parts.optimizer, parts.scaler
-    autocast = torch.autocast(
-        parts.device.type,
-        dtype=torch.float16 if settings.amp == "fp16" else torch.bfloat16,
-        enabled=settings.amp != "none" and parts.device.type == "cuda",
-    )
     means: dict[str, float] = {}
     for number, batch in enumerate(islice(batches, settings.accumulate), start=1):
         with contextlib.ExitStack() as stack:
             if isinstance(parts.trained, DistributedDataParallel) and number < settings.accumulate:
                 stack.enter_context(parts.trained.no_sync())  # processes exchange the gradients of a step once
-            with autocast:
-                terms = parts.method.training_step(parts.trained, batch.to(parts.device), position)
+            terms = _pass(parts, batch, position)
             values = parts.world.mean({name: float(term.detach()) for name, term in terms.items()}, parts.device)
             if not math.isfinite(values["loss"]):
                 raise _diverged(parts, *where, f"the loss is {values['loss']}")
@@ -573,6 +596,13 @@ def _step(parts: Parts, batches: Iterator[Batch], position: float, *, where: tup
     return means
 
 
+def _pass(parts: Parts, batch: Batch, position: float) -> dict[str, Tensor]:
+    """The terms of the loss, in the recipe's precision."""
+    dtype = torch.float16 if parts.settings.amp == "fp16" else torch.bfloat16
+    with torch.autocast(parts.device.type, dtype=dtype, enabled=parts.settings.amp != "none"):
+        return parts.method.training_step(parts.trained, batch.to(parts.device), position)
+
+
 def _check_parts(parts: Parts, train_loader: Loader, val_loader: Loader, out: Path, *, num_classes: int) -> None:
     """Before the long run: a batch of each split, one pass back, and a checkpoint written and read; then as new.
 
@@ -583,11 +613,11 @@ def _check_parts(parts: Parts, train_loader: Loader, val_loader: Loader, out: Pa
         _seed(parts.settings.seed)
         parts.trained.train()
         batch = next(iter(train_loader))
-        terms = parts.method.training_step(parts.trained, batch.to(parts.device), 0.0)
+        terms = _pass(parts, batch, 0.0)
         loss = parts.world.mean({"loss": float(terms["loss"].detach())}, parts.device)["loss"]
         if not math.isfinite(loss):
             raise _diverged(parts, 0, 0, _steps_per_epoch(parts, train_loader), f"the loss is {loss}")
-        torch.autograd.backward(terms["loss"])
+        torch.autograd.backward(parts.scaler.scale(terms["loss"]))
         _validate(parts, islice(val_loader, 1), num_classes=num_classes, description="trial", quiet=True)
         if parts.world.is_main:
             probe = out / "check.pt"
@@ -610,22 +640,23 @@ def _validate(
     """The figures of one pass over the validation split: of detectors on one frame of each video."""
     recipe, world = parts.recipe, parts.world
     quiet = quiet or not world.is_main
-    if recipe.eval.metric == "map50":
-        return detect_frames(
-            parts.evaluated, batches, device=parts.device, world=world, description=description, quiet=quiet
+    with uncompiled() if parts.settings.compile else contextlib.nullcontext():
+        if recipe.eval.metric == "map50":
+            return detect_frames(
+                parts.evaluated, batches, device=parts.device, world=world, description=description, quiet=quiet
+            ).metrics
+        return classify(
+            parts.evaluated,
+            batches,
+            num_classes=num_classes,
+            average=recipe.eval.average,
+            summarise=parts.method.summarise,
+            renumber_present_classes=recipe.eval.renumber_present_classes,
+            device=parts.device,
+            world=world,
+            description=description,
+            quiet=quiet,
         ).metrics
-    own = classify(
-        parts.evaluated,
-        batches,
-        num_classes=num_classes,
-        average=recipe.eval.average,
-        summarise=parts.method.summarise,
-        renumber_present_classes=recipe.eval.renumber_present_classes,
-        device=parts.device,
-        description=description,
-        quiet=quiet,
-    )
-    return gathered(own, world, renumber_present_classes=recipe.eval.renumber_present_classes).metrics
 
 
 def _diverged(parts: Parts, epoch: int, step: int, steps: int, what: str) -> TrainingDiverged:

@@ -13,7 +13,13 @@ from vidprep.load.types import Batch
 from vidprep.sampling import ClipPlacement, Sampler, Short
 
 __all__ = ["Batch", "Cost", "Data", "Detections", "EarlyExit", "Eval", "Features", "Method", "Output", "Published"]
-__all__ += ["Recipe", "Train"]
+__all__ += ["TIMM", "Option", "Recipe", "Train"]
+
+TIMM = "timm:"
+"""What the names of timm's optimisers and schedules begin with."""
+
+Option = bool | int | float | str | tuple[int, ...] | tuple[float, ...]
+"""A setting that is passed on as it is."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,17 +141,23 @@ class Train:
     batch_size: int
     """Clips of one optimiser step, over all devices."""
     lr: float
-    optimizer: Literal["sgd", "adamw"] = "sgd"
+    optimizer: str = "sgd"
+    """PyTorch's "sgd" and "adamw", or one of timm's: "timm:lamb", "timm:lookahead_adamw"."""
+    optimizer_options: Mapping[str, Option] = field(default_factory=dict)
+    """Further arguments of timm's optimiser, such as betas."""
     momentum: float = 0.9
     weight_decay: float = 1e-4
-    schedule: Literal["step", "cosine", "cosine_steps"] = "step"
-    """"step" and "cosine" change between epochs; "cosine_steps" with every step, down to `min_lr`."""
+    schedule: str = "step"
+    """"step" and "cosine" change between epochs; "cosine_steps" with every step, down to `min_lr`; or one of timm's:
+    "timm:cosine", "timm:poly"."""
+    schedule_options: Mapping[str, Option] = field(default_factory=dict)
+    """Further arguments of timm's schedule, such as warmup_lr."""
     lr_milestones: tuple[int, ...] = ()
-    """Epochs (from 0) at which a step schedule divides the rate by 10."""
+    """Epochs (from 0) at which a step schedule divides the rate by 10, and "timm:multistep" by its own factor."""
     warmup_epochs: int = 0
-    """Epochs over which the rate rises linearly from 0."""
+    """Epochs over which the rate rises linearly, from 0 or from timm's warmup_lr."""
     min_lr: float = 0.0
-    """Where a "cosine_steps" schedule ends."""
+    """Where a "cosine_steps" schedule ends, or one of timm's."""
     lr_batch_size: int | None = None
     """`lr` and `min_lr` are for steps of this many clips, and scaled by batch_size / lr_batch_size; None: as given."""
     clip_grad: float | None = None
@@ -158,7 +170,9 @@ class Train:
     """Exponential moving average of the weights after every step, which is what is evaluated and saved; None: none."""
     seed: int = 1007
     amp: Literal["none", "bf16", "fp16"] = "none"
-    """Autocast precision on a GPU."""
+    """Autocast precision of training; "fp16" on a GPU only. Validation is in float32."""
+    compile: bool = False
+    """Training passes go through `torch.compile`; validation does not."""
     init: str = "none"
     """Initial weights: "none", "imagenet" (torchvision's), "kinetics400" (PyTorchVideo's X3D), or a checkpoint file,
     ours or published."""
@@ -176,7 +190,16 @@ class Train:
             _at_least(1, lr_batch_size=self.lr_batch_size)
         if not 0 <= self.min_lr <= self.lr:
             raise ValueError(f"min_lr lies between 0 and lr = {self.lr}, got {self.min_lr}")
-        if self.min_lr and self.schedule != "cosine_steps":
+        for name, known in (("optimizer", ("sgd", "adamw")), ("schedule", ("step", "cosine", "cosine_steps"))):
+            value = getattr(self, name)
+            if value not in known and not value.startswith(TIMM):
+                ours = " or ".join(f'"{one}"' for one in known)
+                raise ValueError(f'{name} is {ours}, or one of timm\'s as "{TIMM}NAME"; got {value!r}')
+            if getattr(self, f"{name}_options") and not value.startswith(TIMM):
+                raise ValueError(
+                    f'{name}_options are for timm\'s ("{TIMM}NAME"); {name} = "{value}" does not read them'
+                )
+        if self.min_lr and self.schedule in ("step", "cosine"):
             raise ValueError(f'min_lr is for schedule = "cosine_steps"; "{self.schedule}" does not read it')
 
 

@@ -1,6 +1,7 @@
 import json
 import random
 import shutil
+import threading
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +13,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from tests.vidmodels import fakes
 from vidmodels import recipes, train
-from vidmodels.checkpoints import CheckpointError, load_checkpoint, read_metadata, save_weights
+from vidmodels.checkpoints import CheckpointError, load_checkpoint, load_training, read_metadata, save_weights
 from vidmodels.evaluate import classify
 from vidmodels.recipes import load_recipe, read_recipe
 from vidmodels.types import Batch, Method, Recipe
@@ -146,12 +147,13 @@ class Interruption:
 
 
 @pytest.mark.usefixtures("splits")
-@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw", "timm:lamb", "timm:lookahead_nadamw", "timm:muon"])
 @pytest.mark.parametrize("at_step", [2, 7, 17])
 def test_an_interrupted_run_goes_on_to_the_very_same_weights(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, at_step: int, optimizer: str
 ) -> None:
-    recipe = recipe_with(f"train.optimizer={optimizer}")
+    schedule = ["train.schedule=timm:cosine", "train.schedule_options={noise = [0.2, 0.9], step_on_epochs = false}"]
+    recipe = recipe_with(f"train.optimizer={optimizer}", *(schedule if "timm" in optimizer else []))
     run(recipe, tmp_path / "whole")
     use_method(monkeypatch, replace(fakes.METHOD, training_step=Interruption(at_step, KeyboardInterrupt())))
     with pytest.raises(KeyboardInterrupt):
@@ -459,14 +461,104 @@ def test_training_starts_from_published_weights_and_says_what_starts_afresh(
     torch.testing.assert_close(state["hidden.weight"], model.hidden.weight.detach(), rtol=0, atol=0)
 
 
+@pytest.mark.usefixtures("splits")
+def test_a_weight_that_is_not_finite_is_never_saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(model: torch.nn.Module, batch: Batch, epoch: float) -> dict[str, torch.Tensor]:
+        terms = fakes.training_step(model, batch, epoch)
+        return {"loss": terms["loss"] + torch.sqrt(terms["loss"] * 0)}  # finite, with a gradient that is not
+
+    use_method(monkeypatch, replace(fakes.METHOD, training_step=broken))
+    recipe = recipe_with()
+    assert recipe.train is not None
+    unclipped = replace(recipe, train=replace(recipe.train, clip_grad=None))
+    with pytest.raises(
+        train.TrainingDiverged, match=r"epoch 1, step 1 of 5: a weight is no finite number after it; no"
+    ):
+        run(unclipped, tmp_path / "run", save_steps=1)
+    assert not (tmp_path / "run" / "last.pt").exists()
+
+
+@pytest.mark.usefixtures("splits")
+def test_an_error_leaves_no_threads_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    use_method(monkeypatch, replace(fakes.METHOD, training_step=Interruption(3, RuntimeError("mine"))))
+    with pytest.raises(RuntimeError, match="mine") as caught:
+        train.train(recipe_with(), Path("shards"), tmp_path / "run", device="cpu", workers=2)
+    assert caught.tb is not None  # it holds all that ran
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("vidprep-load")]
+
+
+@pytest.mark.usefixtures("splits")
+def test_bf16_trains_on_a_cpu_and_goes_on_to_the_very_same_weights(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    precisions: set[torch.dtype] = set()
+
+    def watched(model: torch.nn.Module, batch: Batch, epoch: float) -> dict[str, torch.Tensor]:
+        precisions.add(model(batch.frames.flatten(0, 1)).logits.dtype)
+        return fakes.training_step(model, batch, epoch)
+
+    recipe = recipe_with("train.amp=bf16")
+    assert run(recipe, tmp_path / "whole")["best"]["top1"] > 90
+    use_method(monkeypatch, replace(fakes.METHOD, training_step=Interruption(12, KeyboardInterrupt())))
+    with pytest.raises(KeyboardInterrupt):
+        run(recipe, tmp_path / "halved", save_steps=2)
+    use_method(monkeypatch, fakes.METHOD)
+    run(recipe, tmp_path / "halved", save_steps=2)
+    same_weights(tmp_path / "whole", tmp_path / "halved")
+    use_method(monkeypatch, replace(fakes.METHOD, training_step=watched))
+    run(recipe_with("train.amp=bf16", "train.epochs=1"), tmp_path / "watched")
+    assert precisions == {torch.bfloat16}
+
+
+@pytest.mark.usefixtures("splits")
+def test_fp16_is_refused_without_a_gpu(tmp_path: Path) -> None:
+    with pytest.raises(
+        UsageError, match=r'train.amp = "fp16" needs a GPU, this run is on cpu; add --set train.amp=bf16'
+    ):
+        run(recipe_with("train.amp=fp16"), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.usefixtures("splits")
+def test_compiled_training_keeps_its_names_and_goes_on_exactly(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    passes: list[bool] = []
+
+    def compiled(graph: torch.fx.GraphModule, _: Any) -> Callable[..., Any]:
+        def call(*arguments: Any) -> Any:
+            passes.append(torch.is_grad_enabled())
+            return graph(*arguments)
+
+        return call
+
+    plain = torch.nn.Module.compile
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda module: plain(module, backend=compiled))
+    monkeypatch.setattr(train, "check_compiler", lambda device: None)
+    recipe = recipe_with("train.compile=true", "train.ema_decay=0.9")
+    run(recipe, tmp_path / "whole")
+    assert passes == [True] * (1 + 4 * 5)  # the trial and every step, and nothing of the validation
+    use_method(monkeypatch, replace(fakes.METHOD, training_step=Interruption(12, KeyboardInterrupt())))
+    with pytest.raises(KeyboardInterrupt):
+        run(recipe, tmp_path / "halved", save_steps=2)
+    use_method(monkeypatch, fakes.METHOD)
+    run(recipe, tmp_path / "halved", save_steps=2)
+    same_weights(tmp_path / "whole", tmp_path / "halved")
+    assert set(load_checkpoint(tmp_path / "whole" / "best.safetensors")) == set(
+        fakes.FakeModel(fakes.FakeConfig(), 3).state_dict()
+    )
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 @pytest.mark.usefixtures("splits")
+@pytest.mark.parametrize("compiled", ["true", "false"])
 @pytest.mark.parametrize("amp", ["none", "bf16", "fp16"])
-def test_mixed_precision_learns_and_resumes_on_a_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, amp: str) -> None:
-    recipe = recipe_with(f"train.amp={amp}")
+def test_mixed_precision_learns_and_resumes_on_a_gpu(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, amp: str, compiled: str
+) -> None:
+    recipe = recipe_with(f"train.amp={amp}", f"train.compile={compiled}")
     use_method(monkeypatch, replace(fakes.METHOD, training_step=Interruption(12, KeyboardInterrupt())))
     with pytest.raises(KeyboardInterrupt):
         train.train(recipe, Path("shards"), tmp_path / "run", device="cuda", workers=0)
+    assert bool(load_training(tmp_path / "run" / "last.pt").scaler) == (amp == "fp16")
     result = train.train(recipe, Path("shards"), tmp_path / "run", device="cuda", workers=0)
     assert result["best"]["top1"] > 90

@@ -11,6 +11,7 @@ of the batch, which is used again when the batch is gone. No tensor is copied be
 import logging
 import os
 import threading
+import weakref
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -35,6 +36,7 @@ logger = logging.getLogger(__name__)
 
 OnError = Literal["raise", "count"]
 LoaderBackend = Literal["threads", "dali"]
+Share = Literal["samples", "batches"]
 Device = Literal["cpu", "gpu"]
 
 
@@ -124,6 +126,7 @@ def make_loader(
     drop_last: bool = False,
     rank: int = 0,
     world_size: int = 1,
+    share: Share = "samples",
     pin_memory: bool = False,
     on_error: OnError = "raise",
     backend: LoaderBackend = "threads",
@@ -145,6 +148,9 @@ def make_loader(
         drop_last: leave out what does not fill a batch in every process.
         rank: which of the processes this is.
         world_size: processes that share the data set.
+        share: "samples": every n-th of the order, so that processes have equally much to do. "batches": every n-th of
+            the batches that a single process would make, each of them whole, so that they are the same to the last bit;
+            for evaluation.
         pin_memory: batches in page-locked memory, for asynchronous copies to a GPU.
         on_error: "raise": a sample that does not decode ends the epoch. "count": it is left out of its batch, which
             is then smaller, and listed in `Loader.faults`; the epoch ends with a warning that counts them. No other
@@ -167,6 +173,7 @@ def make_loader(
         drop_last=drop_last,
         rank=rank,
         world_size=world_size,
+        share=share,
         pin_memory=pin_memory,
         on_error=on_error,
     )
@@ -189,6 +196,7 @@ class LoaderOptions(TypedDict):
     drop_last: bool
     rank: int
     world_size: int
+    share: Share
     pin_memory: bool
     on_error: OnError
 
@@ -208,6 +216,7 @@ class Loader:
         rank: int,
         world_size: int,
         pin_memory: bool,
+        share: Share = "samples",
         on_error: OnError = "raise",
     ) -> None:
         if batch_size < 1 or workers < 0 or seed < 0:
@@ -218,6 +227,11 @@ class Loader:
             raise UsageError(f"rank counts from 0 and is below world_size; got {rank} of {world_size}.")
         if on_error not in ("raise", "count"):
             raise UsageError(f"on_error is 'raise' or 'count', got {on_error!r}.")
+        if share not in get_args(Share) or (share == "batches" and (drop_last or shuffle)):
+            raise UsageError(
+                f"share is 'samples', or 'batches' without shuffle and drop_last; got {share!r}, shuffle = {shuffle} "
+                f"and drop_last = {drop_last}."
+            )
         if drop_last and len(dataset) < batch_size * world_size:
             raise UsageError(
                 f"{len(dataset)} samples fill no batch of {batch_size} in each of {world_size} processes; "
@@ -231,6 +245,7 @@ class Loader:
         self.drop_last = drop_last
         self.rank = rank
         self.world_size = world_size
+        self.share = share
         self.pin_memory = pin_memory
         self.on_error = on_error
         # Asked once: a look at a protocol costs as much as reading a sample from its shard.
@@ -244,6 +259,7 @@ class Loader:
         """Position in the order at which the next iteration begins."""
         self._reached = (0, 0)
         """(epoch, position) of the batches handed out."""
+        self._running: Callable[[], Generator[Batch, None, None] | None] = lambda: None
         # Enough batches ahead that every worker has a sample to work on while the caller holds one batch.
         self._ahead = 2 + workers // batch_size
         self._memory = BatchMemory(pin=pin_memory, num_kept=self._ahead + 2)
@@ -318,7 +334,15 @@ class Loader:
         self._first = 0
         self.faults = []
         self._reached = (epoch, first)
-        return self._count(self._prepare(batches, epoch), first)
+        running = self._count(self._prepare(batches, epoch), first)
+        self._running = weakref.ref(running)
+        return running
+
+    def close(self) -> None:
+        """End the running iteration and its threads, which an error's traceback would keep, and Python with them."""
+        running = self._running()
+        if running is not None:
+            running.close()
 
     def _prepare(self, batches: Sequence[Sequence[int]], epoch: int) -> Generator[PendingBatch, None, None]:
         """The batches of an epoch in their order; other backends prepare them in their own way."""
@@ -339,10 +363,13 @@ class Loader:
         if self.drop_last:
             step = self.batch_size * self.world_size
             order = order[: len(order) // step * step]
+        if self.share == "batches":
+            starts = range(0, len(order), self.batch_size)[self.rank :: self.world_size]
+            return [order[start : start + self.batch_size].tolist() for start in starts]
         mine = order[self.rank :: self.world_size].tolist()
         return [mine[start : start + self.batch_size] for start in range(0, len(mine), self.batch_size)]
 
-    def _count(self, batches: Generator[PendingBatch, None, None], first: int) -> Iterator[Batch]:
+    def _count(self, batches: Generator[PendingBatch, None, None], first: int) -> Generator[Batch, None, None]:
         """The batches, as they are handed out: counted, and without the samples that gave no clip."""
         epoch = self._reached[0]
         num_samples = len(self.dataset)
