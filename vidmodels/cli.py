@@ -168,6 +168,13 @@ def evaluate(
     predictions: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Write each video's prediction, .parquet or .json (one target).")
     ] = None,
+    per_class: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write the figures of each class, .csv, .parquet or .json.")
+    ] = None,
+    confusion: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Write which class is taken for which, .png, .csv or .parquet (one target)."),
+    ] = None,
     thresholds: Annotated[
         Path | None,
         typer.Option(
@@ -185,23 +192,39 @@ def evaluate(
 
     Detectors go through every frame of every video, in order: mean average precision, also by the speed of objects.
     """
+    import pandas as pd
+
+    from vidmodels.breakdown import (
+        check_confusion_exists,
+        check_confusion_file,
+        check_table_file,
+        write_confusion,
+        write_table,
+    )
     from vidmodels.comparison import compare_runs
     from vidmodels.evaluate import write_predictions
     from vidmodels.memory import keep_freed_memory
     from vidmodels.runs import find_run
 
-    if predictions is not None and len(targets) > 1:
-        raise UsageError(f"--predictions holds those of one model, got {len(targets)} targets.")
+    for option, file in (("--predictions", predictions), ("--confusion", confusion)):
+        if file is not None and len(targets) > 1:
+            raise UsageError(f"{option} holds those of one model, got {len(targets)} targets.")
+    if per_class is not None:
+        check_table_file(per_class)
+    if confusion is not None:
+        check_confusion_file(confusion)
     runs = [find_run(target, recipe=recipe, overrides=overrides or ()) for target in targets]
     are_detectors = {run.recipe.eval.metric == "map50" for run in runs}
     if are_detectors == {True, False}:
         raise UsageError("detectors and classifiers have no figures in common; evaluate them one after the other.")
+    if confusion is not None:
+        check_confusion_exists(runs[0], data=data, split=split)
     keep_freed_memory()
     if thresholds is not None:
         from vidmodels.early_exit import evaluate_thresholds
 
-        if len(targets) > 1 or predictions is not None:
-            raise UsageError("--thresholds are for one target, and without --predictions.")
+        if len(targets) > 1 or any(file is not None for file in (predictions, per_class, confusion)):
+            raise UsageError("--thresholds are for one target, without --predictions, --per-class and --confusion.")
         curve = evaluate_thresholds(runs[0], thresholds, data=data, split=split, device=device, workers=workers)
         _print_curve(curve)
         if json_file is not None:
@@ -213,6 +236,7 @@ def evaluate(
             data=data,
             split=split,
             predictions=predictions,
+            per_class=per_class,
             timed_runs=timed_runs,
             device=device,
             json_file=json_file,
@@ -234,6 +258,13 @@ def evaluate(
         typer.echo(remark)
     if predictions is not None:
         write_predictions(comparison.runs[0].forms["trainable"].result, predictions)
+    if per_class is not None:
+        tables = [scored.per_class(form) for scored in comparison.runs for form in scored.forms]
+        write_table(pd.concat(tables, ignore_index=True), per_class)
+    if confusion is not None:
+        first = comparison.runs[0]
+        for written in write_confusion(first.confusion("trainable"), confusion, title=first.run.name):
+            typer.echo(f"{written}: which class is taken for which")
     if json_file is not None:
         _write_json(json_file, comparison.to_json())
 
@@ -244,10 +275,14 @@ def _evaluate_streams(
     data: Path | None,
     split: str | None,
     predictions: Path | None,
+    per_class: Path | None,
     timed_runs: int,
     device: str | None,
     json_file: Path | None,
 ) -> None:
+    import pandas as pd
+
+    from vidmodels.breakdown import Naming, objects_per_class, write_table
     from vidmodels.stream_comparison import compare_streams
     from vidmodels.streams import write_detections
 
@@ -260,6 +295,11 @@ def _evaluate_streams(
         typer.echo(remark)
     if predictions is not None:
         write_detections(comparison.runs[0].result, predictions)
+    if per_class is not None:
+        tables = [
+            objects_per_class(scored.result, Naming(model=scored.run.name, form="stream")) for scored in comparison.runs
+        ]
+        write_table(pd.concat(tables, ignore_index=True), per_class)
     if json_file is not None:
         _write_json(json_file, comparison.to_json())
 

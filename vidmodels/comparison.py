@@ -1,5 +1,6 @@
 """Trained models side by side: accuracy, cost and time of each, in its trainable and in its dynamic form."""
 
+import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -7,9 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
 from torch import Tensor, nn
 
+from vidmodels.breakdown import Coverage, Naming, confusion_pairs, confusion_tables, coverage_of, figures_per_class
 from vidmodels.cost import LatencyStats, compare_latency, counting_macs
 from vidmodels.data import open_test_split
 from vidmodels.evaluate import Result, choose_device, classify
@@ -17,6 +20,7 @@ from vidmodels.methods import METHODS
 from vidmodels.runs import Run, load_model
 from vidprep.errors import UsageError
 from vidprep.load.loader import make_loader
+from vidprep.load.shards import ShardDataset
 
 __all__ = ["Comparison", "Form", "ScoredRun", "compare_runs"]
 
@@ -39,6 +43,27 @@ class ScoredRun:
     run: Run
     forms: dict[str, Form]
     """"trainable", and "dynamic" where the method has one."""
+    classes: tuple[str, ...]
+    """Of verbs and nouns the verbs."""
+    noun_classes: tuple[str, ...] = ()
+    coverage: Coverage
+    """Which videos of the split the figures are of."""
+
+    def per_class(self, form: str) -> pd.DataFrame:
+        """What became of each class in one form; see `breakdown.figures_per_class`."""
+        return figures_per_class(
+            self.forms[form].result,
+            Naming(model=self.run.name, form=form),
+            classes=self.classes,
+            nouns=self.noun_classes,
+        )
+
+    def confusion(self, form: str) -> dict[str, pd.DataFrame]:
+        """Which class is taken for which; see `breakdown.confusion_tables`. Of several labels a video none."""
+        result = self.forms[form].result
+        if result.labels.ndim == 2:
+            return {}
+        return confusion_tables(result, classes=self.classes, nouns=self.noun_classes)
 
     @property
     def promised_gmacs(self) -> float | None:
@@ -109,9 +134,27 @@ class Comparison:
         return rows
 
     @property
-    def remarks(self) -> list[str]:
-        """What the masks promise, and whether both forms agree: a line or two for each model."""
+    def coverage_remarks(self) -> list[str]:
+        """Which videos are missing, and what the accuracies would be if they counted as wrong."""
         lines = []
+        for sentence in dict.fromkeys(scored.coverage.sentence for scored in self.runs):
+            if not sentence:
+                continue
+            lines.append(sentence)
+            for scored in self.runs:
+                if scored.coverage.sentence != sentence:
+                    continue
+                forms = ", ".join(
+                    f"{name} top-1 {scored.coverage.if_wrong(form.result.top1):.2f} instead of {form.result.top1:.2f}"
+                    for name, form in scored.forms.items()
+                )
+                lines.append(f"{scored.run.name}: if the missing videos counted as wrong: {forms}")
+        return lines
+
+    @property
+    def remarks(self) -> list[str]:
+        """What is missing, what the masks promise, and whether both forms agree: a line or two for each model."""
+        lines = self.coverage_remarks
         for scored in self.runs:
             result = scored.forms["trainable"].result
             nouns = ", ".join(f"{name} {value:.2f} %" for name, value in result.nouns.items())
@@ -149,11 +192,20 @@ class Comparison:
                 "recipe": scored.run.recipe.name,
                 "weights": str(scored.run.weights),
                 "num_videos": len(scored.forms["trainable"].result.video_id),
+                "coverage": scored.coverage.to_json(),
                 "forms": {
                     name: {
                         **form.result.metrics,
+                        **_accuracies_if_wrong(form.result, scored.coverage),
                         "gmacs_per_clip": form.gmacs_per_clip,
                         "latency": asdict(form.latency),
+                        "per_class": json.loads(
+                            scored.per_class(name).drop(columns=["model", "form"]).to_json(orient="records")
+                        ),
+                        "confused": {
+                            kind: [asdict(pair) for pair in confusion_pairs(table)]
+                            for kind, table in scored.confusion(name).items()
+                        },
                     }
                     for name, form in scored.forms.items()
                 },
@@ -197,6 +249,7 @@ def compare_runs(
     """
     chosen = choose_device(device)
     results: list[dict[str, tuple[Result, float]]] = []
+    datasets: list[ShardDataset] = []
     calls: dict[str, tuple[nn.Module, Tensor]] = {}
     for position, run in enumerate(runs):
         recipe, method = run.recipe, METHODS[run.recipe.method]
@@ -229,6 +282,7 @@ def compare_runs(
             evaluated[name] = (result, counter.macs / 1e9 / result.num_clips)
             calls[f"{position} {name}"] = (form, clips)
         results.append(evaluated)
+        datasets.append(dataset)
     latency = compare_latency({key: partial(form, clips) for key, (form, clips) in calls.items()}, runs=timed_runs)
     scored = tuple(
         ScoredRun(
@@ -237,8 +291,11 @@ def compare_runs(
                 name: Form(result=result, gmacs_per_clip=gmacs, latency=latency[f"{position} {name}"])
                 for name, (result, gmacs) in evaluated.items()
             },
+            classes=dataset.manifest.classes,
+            noun_classes=dataset.manifest.noun_classes,
+            coverage=coverage_of(dataset),
         )
-        for position, (run, evaluated) in enumerate(zip(runs, results, strict=True))
+        for position, (run, evaluated, dataset) in enumerate(zip(runs, results, datasets, strict=True))
     )
     last = runs[-1].recipe
     num_videos = len(results[-1]["trainable"][0].video_id)
@@ -248,6 +305,14 @@ def compare_runs(
         f"{last.eval_crop}; timed on {_say(chosen)}, {timed_clips} clip{'s' if timed_clips > 1 else ''} a call, float32"
     )
     return Comparison(runs=scored, timed_clips=timed_clips, heading=heading)
+
+
+def _accuracies_if_wrong(result: Result, coverage: Coverage) -> dict[str, float]:
+    """Accuracies with the missing videos as wrong ones, where any is missing."""
+    if coverage.is_whole:
+        return {}
+    accuracies = {name: value for name, value in result.metrics.items() if name.endswith(("top1", "top5"))}
+    return {f"{name}_if_missing_are_wrong": coverage.if_wrong(value) for name, value in accuracies.items()}
 
 
 def _say(device: torch.device) -> str:

@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from vidmodels.breakdown import Coverage, coverage_of
 from vidmodels.checkpoints import write_atomically
 from vidmodels.cost import counting_macs
 from vidmodels.data import open_test_split
@@ -112,6 +113,8 @@ class Curve:
     solve_split: str
     """"" where thresholds were given."""
     num_videos: int
+    coverage: Coverage
+    """Which videos of the split the figures are of."""
     whole_frames: float
     """Frames of a video that a loader of whole clips decodes, mean."""
     device: str
@@ -178,9 +181,11 @@ class Curve:
     @property
     def remarks(self) -> list[str]:
         """What the table does not say."""
+        missing = [self.coverage.sentence] if self.coverage.sentence else []
         return [
+            *missing,
             f"All figures are means of a video. network {self.clock}: without decoding; ms: with it, wall clock. "
-            f"frames: decoded, each once; a loader of whole clips decodes {self.whole_frames:.2f}."
+            f"frames: decoded, each once; a loader of whole clips decodes {self.whole_frames:.2f}.",
         ]
 
     def rows(self) -> list[dict[str, Any]]:
@@ -342,6 +347,7 @@ def run_settings(
         split=dataset.manifest.split,
         solve_split=solve_split,
         num_videos=len(dataset),
+        coverage=coverage_of(dataset),
         whole_frames=num_distinct / len(dataset),
         device=where,
         points=tuple(points),

@@ -50,6 +50,10 @@ class Result:
     nouns: Mapping[str, float] = field(default_factory=dict)
     """Per cent, for data with verbs and nouns and models that know both: top-1 and top-5 of the noun and of the action,
     which is verb and noun together."""
+    noun_labels: Tensor | None = None
+    """(n,) the true nouns, where `nouns` are known."""
+    noun_probabilities: Tensor | None = None
+    """(n, nouns)."""
     packed_masks: NDArray[np.uint8] | None = None
     """(clips, bytes): `aux["masks"]` of every clip, a bit a gate, where asked for and the method has them."""
 
@@ -142,10 +146,11 @@ def classify(
     if not video_id:
         raise UsageError("nothing to evaluate: the split gives no batch.")
     all_labels, all_probabilities = torch.cat(labels), torch.cat(probabilities)
-    nouns = {}
+    nouns, noun_labels, all_noun_probabilities = {}, None, None
     if all_labels.ndim == 2 and not all_labels.is_floating_point():
         if noun_probabilities:
-            nouns = _noun_accuracy(all_probabilities, torch.cat(noun_probabilities), all_labels)
+            noun_labels, all_noun_probabilities = all_labels[:, 1], torch.cat(noun_probabilities)
+            nouns = _noun_accuracy(all_probabilities, all_noun_probabilities, all_labels)
         all_labels = all_labels[:, 0]
     return _scored(
         video_id,
@@ -156,6 +161,8 @@ def classify(
         summary={name: total / num_clips for name, total in sums.items()},
         seconds=time.perf_counter() - started,
         nouns=nouns,
+        noun_labels=noun_labels,
+        noun_probabilities=all_noun_probabilities,
         packed_masks=np.concatenate(masks) if masks else None,
         renumber_present_classes=renumber_present_classes,
     )
@@ -171,6 +178,8 @@ def _scored(
     summary: Mapping[str, float],
     seconds: float,
     nouns: Mapping[str, float],
+    noun_labels: Tensor | None,
+    noun_probabilities: Tensor | None,
     packed_masks: NDArray[np.uint8] | None,
     renumber_present_classes: bool,
 ) -> Result:
@@ -190,6 +199,8 @@ def _scored(
         summary=summary,
         seconds=seconds,
         nouns=nouns,
+        noun_labels=noun_labels,
+        noun_probabilities=noun_probabilities,
         packed_masks=packed_masks,
     )
 
@@ -210,6 +221,11 @@ def gathered(result: Result, world: World, *, renumber_present_classes: bool = F
     owner = torch.cat([torch.arange(len(part.video_id)) * world.size + rank for rank, part in enumerate(parts)])
     order = owner.argsort()
     ids = [video for part in parts for video in part.video_id]
+
+    def joined(tensors: Sequence[Tensor | None]) -> Tensor | None:
+        known = [tensor for tensor in tensors if tensor is not None]
+        return torch.cat(known)[order] if known else None
+
     return _scored(
         [ids[position] for position in order.tolist()],
         torch.cat([part.labels for part in parts])[order],
@@ -221,6 +237,8 @@ def gathered(result: Result, world: World, *, renumber_present_classes: bool = F
         },
         seconds=max(part.seconds for part in parts),
         nouns={name: sum(part.nouns[name] * len(part.video_id) for part in parts) / len(ids) for name in result.nouns},
+        noun_labels=joined([part.noun_labels for part in parts]),
+        noun_probabilities=joined([part.noun_probabilities for part in parts]),
         packed_masks=None,
         renumber_present_classes=renumber_present_classes,
     )

@@ -1,5 +1,6 @@
 """Trained detectors side by side on a split: average precision, cost and time of each, frame by frame."""
 
+import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -9,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from vidmodels.breakdown import Naming, objects_per_class
 from vidmodels.cost import LatencyStats, compare_latency, counting_macs
 from vidmodels.evaluate import choose_device
 from vidmodels.runs import Run, load_model
@@ -114,6 +116,8 @@ class StreamComparison:
                 "latency": asdict(scored.latency),
             }
             if result.scores is not None:
+                per_class = objects_per_class(result, Naming(model=scored.run.name, form="stream"))
+                entry["per_class"] = json.loads(per_class.drop(columns=["model", "form"]).to_json(orient="records"))
                 entry["num_by_speed"] = dict(result.scores.num_by_speed)
                 entry["map50_per_class"] = {
                     result.classes[label]: value for label, value in result.scores.map50_per_class.items()

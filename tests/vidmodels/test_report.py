@@ -10,6 +10,7 @@ import torch
 from tests.browser import open_page
 from tests.vidmodels.shards import TINY, write_tiny_shards
 from vidmodels import cli
+from vidmodels.breakdown import Coverage
 from vidmodels.comparison import Comparison, Form, ScoredRun
 from vidmodels.cost import LatencyStats
 from vidmodels.evaluate import Result
@@ -19,6 +20,8 @@ from vidmodels.runs import Run
 from vidprep.errors import UsageError
 
 LATENCY = LatencyStats(median_ms=8.0, min_ms=6.0, max_ms=20.0, cpu_median_ms=7.0, runs=3)
+
+CLASSES = tuple(f"class {label}" for label in range(4))
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +53,7 @@ def scored(name: str, shards: Path, *, right: int, metric: str = "top1", multi_l
         "dynamic": Form(result=result, gmacs_per_clip=2.0, latency=LATENCY),
     }
     run = Run(name=name, recipe=recipe, weights=Path("nowhere/best.safetensors"), data=shards)
-    return ScoredRun(run=run, forms=forms)
+    return ScoredRun(run=run, forms=forms, classes=CLASSES, coverage=Coverage(num_listed=8, num_scored=8))
 
 
 def compared(*runs: ScoredRun) -> Comparison:
