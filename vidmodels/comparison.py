@@ -49,6 +49,13 @@ class ScoredRun:
     coverage: Coverage
     """Which videos of the split the figures are of."""
 
+    @property
+    def seen(self) -> str:
+        """How much of a video the model sees: views x frames x side."""
+        recipe = self.run.recipe
+        side = f"{recipe.eval_crop} x {recipe.eval_crop}"
+        return f"{recipe.eval.num_clips * recipe.eval.num_crops} x {recipe.data.num_frames} x {side}"
+
     def per_class(self, form: str) -> pd.DataFrame:
         """What became of each class in one form; see `breakdown.figures_per_class`."""
         return figures_per_class(
@@ -106,6 +113,9 @@ class Comparison:
         rows = [
             ["model", "form", "top-1", "top-5", "mAP", "GMACs/clip", "of first", "ms/clip (min-max)", "CPU ms/clip"]
         ]
+        are_alike = len({scored.seen for scored in self.runs}) == 1
+        if not are_alike:
+            rows[0].insert(1, "views x clip")
         first = next(iter(self.runs[0].forms.values())).gmacs_per_clip
         for scored in self.runs:
             for name, form in scored.forms.items():
@@ -120,7 +130,8 @@ class Comparison:
                 )
                 rows.append(
                     [
-                        scored.run.name,
+                        scored.run.title,
+                        *(() if are_alike else (scored.seen,)),
                         name,
                         f"{form.result.top1:.2f}",
                         f"{form.result.top5:.2f}",
@@ -148,7 +159,7 @@ class Comparison:
                     f"{name} top-1 {scored.coverage.if_wrong(form.result.top1):.2f} instead of {form.result.top1:.2f}"
                     for name, form in scored.forms.items()
                 )
-                lines.append(f"{scored.run.name}: if the missing videos counted as wrong: {forms}")
+                lines.append(f"{scored.run.title}: if the missing videos counted as wrong: {forms}")
         return lines
 
     @property
@@ -159,26 +170,26 @@ class Comparison:
             result = scored.forms["trainable"].result
             nouns = ", ".join(f"{name} {value:.2f} %" for name, value in result.nouns.items())
             if nouns:
-                lines.append(f"{scored.run.name}: {nouns}; the table is of the verbs")
+                lines.append(f"{scored.run.title}: {nouns}; the table is of the verbs")
             figures = ", ".join(f"{name} {value:.4f}" for name, value in result.summary.items())
             if figures:
-                lines.append(f"{scored.run.name}: {figures}")
+                lines.append(f"{scored.run.title}: {figures}")
             if "dynamic" not in scored.forms:
                 continue
             dynamic, promised = scored.forms["dynamic"], scored.promised_gmacs
             if promised is not None:
                 lines.append(
-                    f"{scored.run.name}: the masks promise {promised:.4f} GMACs per clip, the dynamic form runs "
+                    f"{scored.run.title}: the masks promise {promised:.4f} GMACs per clip, the dynamic form runs "
                     f"{dynamic.gmacs_per_clip:.4f} ({100 * (dynamic.gmacs_per_clip / promised - 1):+.2f} %)"
                 )
             lines.append(
-                f"{scored.run.name}: both forms predict the same for {scored.same_predictions} of "
+                f"{scored.run.title}: both forms predict the same for {scored.same_predictions} of "
                 f"{len(dynamic.result.video_id)} videos; scores differ by at most {scored.largest_score_difference:.1e}"
             )
             if scored.different_gates is not None and scored.different_gates[0]:
                 num_gates, num_clips = scored.different_gates
                 lines.append(
-                    f"{scored.run.name}: {num_gates} gates differ between the forms, in {num_clips} of "
+                    f"{scored.run.title}: {num_gates} gates differ between the forms, in {num_clips} of "
                     f"{dynamic.result.num_clips} clips: their logits are so near 0 that rounding decides"
                 )
         return lines
@@ -188,7 +199,7 @@ class Comparison:
         content: dict[str, Any] = {"heading": self.heading, "timed_clips": self.timed_clips, "runs": []}
         for scored in self.runs:
             entry: dict[str, Any] = {
-                "name": scored.run.name,
+                "name": scored.run.title,
                 "recipe": scored.run.recipe.name,
                 "weights": str(scored.run.weights),
                 "num_videos": len(scored.forms["trainable"].result.video_id),
@@ -277,7 +288,7 @@ def compare_runs(
                     keep_masks=len(forms) > 1,
                     clips_per_call=recipe.eval.clips_per_call,
                     device=chosen,
-                    description=f"{run.name} {name}",
+                    description=f"{run.title} {name}",
                 )
             evaluated[name] = (result, counter.macs / 1e9 / result.num_clips)
             calls[f"{position} {name}"] = (form, clips)
@@ -297,13 +308,18 @@ def compare_runs(
         )
         for position, (run, evaluated, dataset) in enumerate(zip(runs, results, datasets, strict=True))
     )
-    last = runs[-1].recipe
-    num_videos = len(results[-1]["trainable"][0].video_id)
-    heading = (
-        f"{last.data.dataset} {split or last.data.val_split}: {num_videos} videos x "
-        f"{last.eval.num_clips * last.eval.num_crops} views, {last.data.num_frames} frames of {last.eval_crop} x "
-        f"{last.eval_crop}; timed on {_say(chosen)}, {timed_clips} clip{'s' if timed_clips > 1 else ''} a call, float32"
+    of_splits = dict.fromkeys(
+        f"{one.run.recipe.data.dataset} {split or one.run.recipe.data.val_split}: {one.coverage.num_scored} videos"
+        for one in scored
     )
+    clips_seen = {one.seen: one.run.recipe for one in scored}
+    seen = ""
+    if len(clips_seen) == 1:
+        [recipe] = clips_seen.values()
+        views, side = recipe.eval.num_clips * recipe.eval.num_crops, recipe.eval_crop
+        seen = f" x {views} views, {recipe.data.num_frames} frames of {side} x {side}"
+    calls_of = f"{timed_clips} clip{'s' if timed_clips > 1 else ''} a call"
+    heading = f"{', '.join(of_splits)}{seen}; timed on {_say(chosen)}, {calls_of}, float32"
     return Comparison(runs=scored, timed_clips=timed_clips, heading=heading)
 
 

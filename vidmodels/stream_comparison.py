@@ -64,7 +64,7 @@ class StreamComparison:
             )
             rows.append(
                 [
-                    scored.run.name,
+                    scored.run.title,
                     *figures,
                     f"{scored.gmacs_per_frame:.3f}",
                     f"{median:.1f} ({low:.1f}-{high:.1f})",
@@ -96,7 +96,7 @@ class StreamComparison:
                     f"{scored.result.classes[label]} {value:.1f}"
                     for label, value in scored.result.scores.map50_per_class.items()
                 )
-                lines.append(f"{scored.run.name}: mAP50 of each class that occurs: {per_class}")
+                lines.append(f"{scored.run.title}: mAP50 of each class that occurs: {per_class}")
         return lines
 
     def to_json(self) -> dict[str, Any]:
@@ -105,7 +105,7 @@ class StreamComparison:
         for scored in self.runs:
             result = scored.result
             entry: dict[str, Any] = {
-                "name": scored.run.name,
+                "name": scored.run.title,
                 "recipe": scored.run.recipe.name,
                 "weights": str(scored.run.weights),
                 "num_sequences": result.num_sequences,
@@ -116,7 +116,7 @@ class StreamComparison:
                 "latency": asdict(scored.latency),
             }
             if result.scores is not None:
-                per_class = objects_per_class(result, Naming(model=scored.run.name, form="stream"))
+                per_class = objects_per_class(result, Naming(model=scored.run.title, form="stream"))
                 entry["per_class"] = json.loads(per_class.drop(columns=["model", "form"]).to_json(orient="records"))
                 entry["num_by_speed"] = dict(result.scores.num_by_speed)
                 entry["map50_per_class"] = {
@@ -163,7 +163,7 @@ def compare_streams(
                 f"give its shards, or say --set data.dataset={sequences.manifest.dataset} to use these."
             )
         model = load_model(run, num_classes=len(sequences.manifest.classes), device=chosen)
-        result = detect_stream(model, sequences, device=chosen, description=f"{run.name} {sequences.manifest.split}")
+        result = detect_stream(model, sequences, device=chosen, description=f"{run.title} {sequences.manifest.split}")
         first = [frame.pixels.to(chosen) for frame in sequences[0].part(0, TIMED_FRAMES)]
         num_timed = len(first)
         with torch.no_grad(), counting_macs() as counter:
