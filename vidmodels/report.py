@@ -103,9 +103,7 @@ def comparison_page(
         )
         runs += [(scored.run.title, scored.run, []) for scored in streams.runs]
     sections.append(Section(title="Settings and versions", body=_settings(runs)))
-    names = (
-        list(dict.fromkeys(run.name for _, run, _ in runs)) if len(runs) > MAX_NAMES else [name for name, *_ in runs]
-    )
+    names = list(dict.fromkeys(run.name if run.variant else name for name, run, _ in runs))
     more = f" and {len(names) - MAX_NAMES} more" if len(names) > MAX_NAMES else ""
     return page.page(
         f"Accuracy against cost: {', '.join(names[:MAX_NAMES])}{more}",

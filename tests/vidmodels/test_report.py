@@ -312,7 +312,7 @@ def test_detectors_get_their_part_of_the_page(detector: Path, shards: Path) -> N
     assert all(f"\n{name}\n" in counts for name in ("disc", "square", "triangle", "cross"))
     assert page.count('class="film"') == 2, "the sequence once for each setting"
     both = comparison_page(compared(scored("good", shards, right=8)), streams=streams, num_clips=0)
-    assert "<title>Accuracy against cost: good, detector, detector, keep_ratio=0.25</title>" in both
+    assert "<title>Accuracy against cost: good, detector</title>" in both
     assert "<h2>Accuracy and cost: numbers, val, by top-1 accuracy</h2>" in both
     assert "<h2>Precision and cost: toy_detection, val</h2>" in both
 
