@@ -45,6 +45,13 @@ Overrides = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Change a setting, such as train.lr=0.02; may be repeated."),
 ]
+Targets = Annotated[
+    list[str],
+    typer.Argument(
+        metavar="RUN|CHECKPOINT...",
+        help="Run folders or weight files; RUN:KEY=VALUE,... or RUN:RECIPE is the same weights with other settings.",
+    ),
+]
 Device = Annotated[str | None, typer.Option(help="cpu, cuda, cuda:1; by default a GPU where there is one.")]
 Workers = Annotated[int | None, typer.Option(min=0, help="Threads that prepare clips; by default one per CPU.")]
 JsonFile = Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Write the figures to a file too.")]
@@ -177,7 +184,7 @@ def cache(
 
 @app.command("eval")
 def evaluate(
-    targets: Annotated[list[Path], typer.Argument(metavar="RUN|CHECKPOINT...", help="Run folders or weight files.")],
+    targets: Targets,
     recipe: Annotated[str | None, typer.Option(metavar="NAME|FILE", help="For files that bring no recipe.")] = None,
     data: Annotated[Path | None, typer.Option(metavar="SHARDS", help="By default those of the run.")] = None,
     split: Annotated[str | None, typer.Option(help="By default the recipe's validation split.")] = None,
@@ -185,6 +192,13 @@ def evaluate(
     dynamic: Annotated[bool, typer.Option(help="Evaluate the form that really skips, too.")] = True,
     predictions: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Write each video's prediction, .parquet or .json (one target).")
+    ] = None,
+    per_class: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Write the figures of each class, .csv, .parquet or .json.")
+    ] = None,
+    confusion: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="Write which class is taken for which, .png, .csv or .parquet (one target)."),
     ] = None,
     thresholds: Annotated[
         Path | None,
@@ -203,28 +217,44 @@ def evaluate(
 
     Detectors go through every frame of every video, in order: mean average precision, also by the speed of objects.
     """
+    import pandas as pd
+
+    from vidmodels.breakdown import (
+        check_confusion_exists,
+        check_confusion_file,
+        check_table_file,
+        write_confusion,
+        write_table,
+    )
     from vidmodels.comparison import compare_runs
     from vidmodels.distributed import are_several, joined_world
     from vidmodels.evaluate import choose_device, write_predictions
     from vidmodels.memory import keep_freed_memory
-    from vidmodels.runs import find_run
+    from vidmodels.runs import find_variant
 
     if thresholds is not None and are_several():
         raise UsageError(
             "--thresholds measure time video by video, which several processes disturb; leave torchrun out."
         )
-    if predictions is not None and len(targets) > 1:
-        raise UsageError(f"--predictions holds those of one model, got {len(targets)} targets.")
-    runs = [find_run(target, recipe=recipe, overrides=overrides or ()) for target in targets]
+    for option, file in (("--predictions", predictions), ("--confusion", confusion)):
+        if file is not None and len(targets) > 1:
+            raise UsageError(f"{option} holds those of one model, got {len(targets)} targets.")
+    if per_class is not None:
+        check_table_file(per_class)
+    if confusion is not None:
+        check_confusion_file(confusion)
+    runs = [find_variant(target, recipe=recipe, overrides=overrides or ()) for target in targets]
     are_detectors = {run.recipe.eval.metric == "map50" for run in runs}
     if are_detectors == {True, False}:
         raise UsageError("detectors and classifiers have no figures in common; evaluate them one after the other.")
+    if confusion is not None:
+        check_confusion_exists(runs[0], data=data, split=split)
     keep_freed_memory()
     if thresholds is not None:
         from vidmodels.early_exit import evaluate_thresholds
 
-        if len(targets) > 1 or predictions is not None:
-            raise UsageError("--thresholds are for one target, and without --predictions.")
+        if len(targets) > 1 or any(file is not None for file in (predictions, per_class, confusion)):
+            raise UsageError("--thresholds are for one target, without --predictions, --per-class and --confusion.")
         curve = evaluate_thresholds(runs[0], thresholds, data=data, split=split, device=device, workers=workers)
         _print_curve(curve)
         if json_file is not None:
@@ -237,6 +267,7 @@ def evaluate(
                 data=data,
                 split=split,
                 predictions=predictions,
+                per_class=per_class,
                 timed_runs=timed_runs,
                 device=device,
                 world=world,
@@ -262,6 +293,13 @@ def evaluate(
             typer.echo(remark)
         if predictions is not None:
             write_predictions(comparison.runs[0].forms["trainable"].result, predictions)
+        if per_class is not None:
+            tables = [scored.per_class(form) for scored in comparison.runs for form in scored.forms]
+            write_table(pd.concat(tables, ignore_index=True), per_class)
+        if confusion is not None:
+            first = comparison.runs[0]
+            for written in write_confusion(first.confusion("trainable"), confusion, title=first.run.title):
+                typer.echo(f"{written}: which class is taken for which")
         if json_file is not None:
             _write_json(json_file, comparison.to_json())
 
@@ -272,11 +310,15 @@ def _evaluate_streams(
     data: Path | None,
     split: str | None,
     predictions: Path | None,
+    per_class: Path | None,
     timed_runs: int,
     device: str | None,
     world: "World",
     json_file: Path | None,
 ) -> None:
+    import pandas as pd
+
+    from vidmodels.breakdown import Naming, objects_per_class, write_table
     from vidmodels.stream_comparison import compare_streams
     from vidmodels.streams import write_detections
 
@@ -291,6 +333,12 @@ def _evaluate_streams(
         typer.echo(remark)
     if predictions is not None:
         write_detections(comparison.runs[0].result, predictions)
+    if per_class is not None:
+        tables = [
+            objects_per_class(scored.result, Naming(model=scored.run.title, form="stream"))
+            for scored in comparison.runs
+        ]
+        write_table(pd.concat(tables, ignore_index=True), per_class)
     if json_file is not None:
         _write_json(json_file, comparison.to_json())
 
@@ -382,12 +430,19 @@ def curve(
 
 @app.command()
 def report(
-    targets: Annotated[list[Path], typer.Argument(metavar="RUN|CHECKPOINT...", help="Run folders or weight files.")],
+    targets: Targets,
     out: Annotated[Path, typer.Option(metavar="PAGE.html", help="The page to write.")],
     recipe: Annotated[str | None, typer.Option(metavar="NAME|FILE", help="For files that bring no recipe.")] = None,
     data: Annotated[Path | None, typer.Option(metavar="SHARDS", help="By default those of each run.")] = None,
     split: Annotated[str | None, typer.Option(help="By default each recipe's validation split.")] = None,
     overrides: Overrides = None,
+    curve_folders: Annotated[
+        list[Path] | None,
+        typer.Option("--curve", metavar="FOLDER", help="Draw what `vidmodels curve` wrote; may be repeated."),
+    ] = None,
+    early_exit: Annotated[
+        bool, typer.Option("--early-exit", help="Measure the curves of models with exits, as `vidmodels curve` does.")
+    ] = False,
     dynamic: Annotated[bool, typer.Option(help="Evaluate the form that really skips, too.")] = True,
     videos: Annotated[int, typer.Option(min=0, help="Sample clips; half of them wrong, where there are such.")] = 8,
     seed: Annotated[int, typer.Option(min=0, help="Of the choice of sample clips.")] = 0,
@@ -397,31 +452,62 @@ def report(
     workers: Workers = None,
     json_file: JsonFile = None,
 ) -> None:
-    """Write a page on runs or checkpoints: accuracy against cost and time, classes, sample clips, settings."""
+    """Write a page on runs or checkpoints: accuracy against cost and time, classes, confusions, samples, settings.
+
+    Classifiers and detectors may come together; each kind gets its part of the page.
+    """
     from vidmodels.checkpoints import write_atomically
     from vidmodels.comparison import compare_runs
+    from vidmodels.early_exit import measure_curve, read_curve
+    from vidmodels.memory import keep_freed_memory
+    from vidmodels.methods import METHODS
     from vidmodels.report import comparison_page
-    from vidmodels.runs import find_run
+    from vidmodels.runs import find_variant
+    from vidmodels.stream_comparison import compare_streams
 
     if out.suffix != ".html" or not out.absolute().parent.is_dir():
         raise UsageError(f"{out}: expected a name ending in .html, in a folder that exists.")
-    runs = [find_run(target, recipe=recipe, overrides=overrides or ()) for target in targets]
-    if any(run.recipe.eval.metric == "map50" for run in runs):
-        raise UsageError("the page is on classifiers; `vidmodels eval` has the figures of detectors.")
-    comparison = compare_runs(
-        runs,
-        data=data,
-        split=split,
-        dynamic=dynamic,
-        timed_clips=timed_clips,
-        timed_runs=timed_runs,
-        device=device,
-        workers=workers,
+    runs = [find_variant(target, recipe=recipe, overrides=overrides or ()) for target in targets]
+    classifiers = [run for run in runs if run.recipe.eval.metric != "map50"]
+    detectors = [run for run in runs if run.recipe.eval.metric == "map50"]
+    curves = [read_curve(folder) for folder in curve_folders or ()]
+    with_exits = [run for run in classifiers if METHODS[run.recipe.method].early_exit is not None]
+    if early_exit and not with_exits:
+        raise UsageError("--early-exit: none of the models has exits.")
+    keep_freed_memory()
+    comparison = streams = None
+    if classifiers:
+        comparison = compare_runs(
+            classifiers,
+            data=data,
+            split=split,
+            dynamic=dynamic,
+            timed_clips=timed_clips,
+            timed_runs=timed_runs,
+            device=device,
+            workers=workers,
+        )
+    if early_exit:
+        curves += [measure_curve(run, data=data, split=split, device=device, workers=workers) for run in with_exits]
+    if detectors:
+        streams = compare_streams(detectors, data=data, split=split, timed_runs=timed_runs, device=device)
+    text = comparison_page(
+        comparison, curves=curves, streams=streams, data=data, split=split, num_clips=videos, seed=seed
     )
-    text = comparison_page(comparison, data=data, split=split, num_clips=videos, seed=seed)
     write_atomically(out, lambda file: file.write(text.encode()))
     if json_file is not None:
-        _write_json(json_file, comparison.to_json())
+        figures: dict[str, Any] = {} if comparison is None else comparison.to_json()
+        if curves:
+            figures["early_exit"] = [
+                {"name": curve.name, "heading": curve.heading, "rows": curve.rows()} for curve in curves
+            ]
+        if streams is not None:
+            figures["detectors"] = streams.to_json()
+        _write_json(json_file, figures)
+    for one in (comparison, streams):
+        if one is not None:
+            typer.echo(one.heading)
+            _print_table(one.table)
     typer.echo(f"{out}: {len(targets)} model{'s' if len(targets) > 1 else ''}, {len(text.encode()) / 1e6:.1f} MB")
 
 

@@ -1,5 +1,6 @@
 """Trained models side by side: accuracy, cost and time of each, in its trainable and in its dynamic form."""
 
+import json
 from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass
@@ -8,9 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
 from torch import Tensor, nn
 
+from vidmodels.breakdown import Coverage, Naming, confusion_pairs, confusion_tables, coverage_of, figures_per_class
 from vidmodels.cost import LatencyStats, compare_latency, counting_macs
 from vidmodels.data import open_test_split
 from vidmodels.distributed import ALONE, World
@@ -19,6 +22,7 @@ from vidmodels.methods import METHODS
 from vidmodels.runs import Run, load_model
 from vidprep.errors import UsageError
 from vidprep.load.loader import make_loader
+from vidprep.load.shards import ShardDataset
 
 __all__ = ["Comparison", "Form", "ScoredRun", "compare_runs"]
 
@@ -41,6 +45,34 @@ class ScoredRun:
     run: Run
     forms: dict[str, Form]
     """"trainable", and "dynamic" where the method has one."""
+    classes: tuple[str, ...]
+    """Of verbs and nouns the verbs."""
+    noun_classes: tuple[str, ...] = ()
+    coverage: Coverage
+    """Which videos of the split the figures are of."""
+
+    @property
+    def seen(self) -> str:
+        """How much of a video the model sees: views x frames x side."""
+        recipe = self.run.recipe
+        side = f"{recipe.eval_crop} x {recipe.eval_crop}"
+        return f"{recipe.eval.num_clips * recipe.eval.num_crops} x {recipe.data.num_frames} x {side}"
+
+    def per_class(self, form: str) -> pd.DataFrame:
+        """What became of each class in one form; see `breakdown.figures_per_class`."""
+        return figures_per_class(
+            self.forms[form].result,
+            Naming(model=self.run.name, form=form),
+            classes=self.classes,
+            nouns=self.noun_classes,
+        )
+
+    def confusion(self, form: str) -> dict[str, pd.DataFrame]:
+        """Which class is taken for which; see `breakdown.confusion_tables`. Of several labels a video none."""
+        result = self.forms[form].result
+        if result.labels.ndim == 2:
+            return {}
+        return confusion_tables(result, classes=self.classes, nouns=self.noun_classes)
 
     @property
     def promised_gmacs(self) -> float | None:
@@ -83,6 +115,9 @@ class Comparison:
         rows = [
             ["model", "form", "top-1", "top-5", "mAP", "GMACs/clip", "of first", "ms/clip (min-max)", "CPU ms/clip"]
         ]
+        are_alike = len({scored.seen for scored in self.runs}) == 1
+        if not are_alike:
+            rows[0].insert(1, "views x clip")
         first = next(iter(self.runs[0].forms.values())).gmacs_per_clip
         for scored in self.runs:
             for name, form in scored.forms.items():
@@ -97,7 +132,8 @@ class Comparison:
                 )
                 rows.append(
                     [
-                        scored.run.name,
+                        scored.run.title,
+                        *(() if are_alike else (scored.seen,)),
                         name,
                         f"{form.result.top1:.2f}",
                         f"{form.result.top5:.2f}",
@@ -111,33 +147,51 @@ class Comparison:
         return rows
 
     @property
-    def remarks(self) -> list[str]:
-        """What the masks promise, and whether both forms agree: a line or two for each model."""
+    def coverage_remarks(self) -> list[str]:
+        """Which videos are missing, and what the accuracies would be if they counted as wrong."""
         lines = []
+        for sentence in dict.fromkeys(scored.coverage.sentence for scored in self.runs):
+            if not sentence:
+                continue
+            lines.append(sentence)
+            for scored in self.runs:
+                if scored.coverage.sentence != sentence:
+                    continue
+                forms = ", ".join(
+                    f"{name} top-1 {scored.coverage.if_wrong(form.result.top1):.2f} instead of {form.result.top1:.2f}"
+                    for name, form in scored.forms.items()
+                )
+                lines.append(f"{scored.run.title}: if the missing videos counted as wrong: {forms}")
+        return lines
+
+    @property
+    def remarks(self) -> list[str]:
+        """What is missing, what the masks promise, and whether both forms agree: a line or two for each model."""
+        lines = self.coverage_remarks
         for scored in self.runs:
             result = scored.forms["trainable"].result
             nouns = ", ".join(f"{name} {value:.2f} %" for name, value in result.nouns.items())
             if nouns:
-                lines.append(f"{scored.run.name}: {nouns}; the table is of the verbs")
+                lines.append(f"{scored.run.title}: {nouns}; the table is of the verbs")
             figures = ", ".join(f"{name} {value:.4f}" for name, value in result.summary.items())
             if figures:
-                lines.append(f"{scored.run.name}: {figures}")
+                lines.append(f"{scored.run.title}: {figures}")
             if "dynamic" not in scored.forms:
                 continue
             dynamic, promised = scored.forms["dynamic"], scored.promised_gmacs
             if promised is not None:
                 lines.append(
-                    f"{scored.run.name}: the masks promise {promised:.4f} GMACs per clip, the dynamic form runs "
+                    f"{scored.run.title}: the masks promise {promised:.4f} GMACs per clip, the dynamic form runs "
                     f"{dynamic.gmacs_per_clip:.4f} ({100 * (dynamic.gmacs_per_clip / promised - 1):+.2f} %)"
                 )
             lines.append(
-                f"{scored.run.name}: both forms predict the same for {scored.same_predictions} of "
+                f"{scored.run.title}: both forms predict the same for {scored.same_predictions} of "
                 f"{len(dynamic.result.video_id)} videos; scores differ by at most {scored.largest_score_difference:.1e}"
             )
             if scored.different_gates is not None and scored.different_gates[0]:
                 num_gates, num_clips = scored.different_gates
                 lines.append(
-                    f"{scored.run.name}: {num_gates} gates differ between the forms, in {num_clips} of "
+                    f"{scored.run.title}: {num_gates} gates differ between the forms, in {num_clips} of "
                     f"{dynamic.result.num_clips} clips: their logits are so near 0 that rounding decides"
                 )
         return lines
@@ -147,15 +201,24 @@ class Comparison:
         content: dict[str, Any] = {"heading": self.heading, "timed_clips": self.timed_clips, "runs": []}
         for scored in self.runs:
             entry: dict[str, Any] = {
-                "name": scored.run.name,
+                "name": scored.run.title,
                 "recipe": scored.run.recipe.name,
                 "weights": str(scored.run.weights),
                 "num_videos": len(scored.forms["trainable"].result.video_id),
+                "coverage": scored.coverage.to_json(),
                 "forms": {
                     name: {
                         **form.result.metrics,
+                        **_accuracies_if_wrong(form.result, scored.coverage),
                         "gmacs_per_clip": form.gmacs_per_clip,
                         "latency": asdict(form.latency),
+                        "per_class": json.loads(
+                            scored.per_class(name).drop(columns=["model", "form"]).to_json(orient="records")
+                        ),
+                        "confused": {
+                            kind: [asdict(pair) for pair in confusion_pairs(table)]
+                            for kind, table in scored.confusion(name).items()
+                        },
                     }
                     for name, form in scored.forms.items()
                 },
@@ -203,6 +266,7 @@ def compare_runs(
     """
     chosen = world.device(choose_device(device))
     results: list[dict[str, tuple[Result, float]]] = []
+    datasets: list[ShardDataset] = []
     calls: dict[str, tuple[nn.Module, Tensor]] = {}
     for position, run in enumerate(runs):
         recipe, method = run.recipe, METHODS[run.recipe.method]
@@ -239,12 +303,13 @@ def compare_runs(
                     clips_per_call=recipe.eval.clips_per_call,
                     device=chosen,
                     world=world,
-                    description=f"{run.name} {name}",
+                    description=f"{run.title} {name}",
                     quiet=not world.is_main,
                 )
             evaluated[name] = (result, sum(world.gather(counter.macs)) / 1e9 / result.num_clips)
             calls[f"{position} {name}"] = (form, clips)
         results.append(evaluated)
+        datasets.append(dataset)
     timed = {key: partial(form, clips) for key, (form, clips) in calls.items()}
     latency = world.of_first(lambda: compare_latency(timed, runs=timed_runs))
     scored = tuple(
@@ -254,17 +319,33 @@ def compare_runs(
                 name: Form(result=result, gmacs_per_clip=gmacs, latency=latency[f"{position} {name}"])
                 for name, (result, gmacs) in evaluated.items()
             },
+            classes=dataset.manifest.classes,
+            noun_classes=dataset.manifest.noun_classes,
+            coverage=coverage_of(dataset),
         )
-        for position, (run, evaluated) in enumerate(zip(runs, results, strict=True))
+        for position, (run, evaluated, dataset) in enumerate(zip(runs, results, datasets, strict=True))
     )
-    last = runs[-1].recipe
-    num_videos = len(results[-1]["trainable"][0].video_id)
-    heading = (
-        f"{last.data.dataset} {split or last.data.val_split}: {num_videos} videos x "
-        f"{last.eval.num_clips * last.eval.num_crops} views, {last.data.num_frames} frames of {last.eval_crop} x "
-        f"{last.eval_crop}; timed on {_say(chosen)}, {timed_clips} clip{'s' if timed_clips > 1 else ''} a call, float32"
+    of_splits = dict.fromkeys(
+        f"{one.run.recipe.data.dataset} {split or one.run.recipe.data.val_split}: {one.coverage.num_scored} videos"
+        for one in scored
     )
+    clips_seen = {one.seen: one.run.recipe for one in scored}
+    seen = ""
+    if len(clips_seen) == 1:
+        [recipe] = clips_seen.values()
+        views, side = recipe.eval.num_clips * recipe.eval.num_crops, recipe.eval_crop
+        seen = f" x {views} views, {recipe.data.num_frames} frames of {side} x {side}"
+    calls_of = f"{timed_clips} clip{'s' if timed_clips > 1 else ''} a call"
+    heading = f"{', '.join(of_splits)}{seen}; timed on {_say(chosen)}, {calls_of}, float32"
     return Comparison(runs=scored, timed_clips=timed_clips, heading=heading)
+
+
+def _accuracies_if_wrong(result: Result, coverage: Coverage) -> dict[str, float]:
+    """Accuracies with the missing videos as wrong ones, where any is missing."""
+    if coverage.is_whole:
+        return {}
+    accuracies = {name: value for name, value in result.metrics.items() if name.endswith(("top1", "top5"))}
+    return {f"{name}_if_missing_are_wrong": coverage.if_wrong(value) for name, value in accuracies.items()}
 
 
 def _say(device: torch.device) -> str:

@@ -4,13 +4,14 @@ logits of all exits, one split -- thresholds of a budget -- the form that stops,
 """
 
 import csv
+import hashlib
 import io
 import json
 import os
 import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
@@ -19,6 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from vidmodels.breakdown import Coverage, coverage_of
 from vidmodels.checkpoints import write_atomically
 from vidmodels.cost import counting_macs
 from vidmodels.data import open_test_split
@@ -34,10 +36,12 @@ from vidmodels.methods.uni_adafocus.exits import (
     solve_thresholds,
 )
 from vidmodels.metrics import mean_average_precision, topk_accuracy
+from vidmodels.recipes import dump_recipe, read_recipe
 from vidmodels.runs import Run, load_model
 from vidmodels.types import EarlyExit, Recipe
 from vidprep.console import track
 from vidprep.errors import MissingPackage, UsageError
+from vidprep.index import Fault
 from vidprep.load.loader import make_loader, worker_threads
 from vidprep.load.on_demand import ClipsOnDemand
 from vidprep.load.shards import ShardDataset
@@ -52,13 +56,16 @@ __all__ = [
     "check_plots",
     "draw_curve",
     "evaluate_thresholds",
+    "is_curve_of",
     "measure_curve",
+    "read_curve",
     "read_thresholds",
     "run_settings",
     "write_curve",
 ]
 
 Criteria = Literal["confidence", "entropy", "both"]
+CURVE_FORMAT = "vidmodels-curve 1"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,11 +114,17 @@ class MeasuredPoint:
 class Curve:
     """All settings on one split; the first one is the full run."""
 
+    name: str
+    """Of the model."""
+    weights_sha256: str
+    """Of the model's file: whose curve this is."""
     recipe: Recipe
     split: str
     solve_split: str
     """"" where thresholds were given."""
     num_videos: int
+    coverage: Coverage
+    """Which videos of the split the figures are of."""
     whole_frames: float
     """Frames of a video that a loader of whole clips decodes, mean."""
     device: str
@@ -178,9 +191,11 @@ class Curve:
     @property
     def remarks(self) -> list[str]:
         """What the table does not say."""
+        missing = [self.coverage.sentence] if self.coverage.sentence else []
         return [
+            *missing,
             f"All figures are means of a video. network {self.clock}: without decoding; ms: with it, wall clock. "
-            f"frames: decoded, each once; a loader of whole clips decodes {self.whole_frames:.2f}."
+            f"frames: decoded, each once; a loader of whole clips decodes {self.whole_frames:.2f}.",
         ]
 
     def rows(self) -> list[dict[str, Any]]:
@@ -338,10 +353,13 @@ def run_settings(
     kind = torch.device(device).type
     where = torch.cuda.get_device_name(device) if kind == "cuda" else f"{kind} with {torch.get_num_threads()} threads"
     return Curve(
+        name=run.title,
+        weights_sha256=_digest(run.weights),
         recipe=recipe,
         split=dataset.manifest.split,
         solve_split=solve_split,
         num_videos=len(dataset),
+        coverage=coverage_of(dataset),
         whole_frames=num_distinct / len(dataset),
         device=where,
         points=tuple(points),
@@ -479,8 +497,19 @@ def evaluate_thresholds(
     )
 
 
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def is_curve_of(curve: Curve, run: Run) -> bool:
+    """Whether the curve was measured with these weights, by a recipe that sees the same."""
+    same = (curve.recipe.method, curve.recipe.model) == (run.recipe.method, run.recipe.model)
+    return same and curve.weights_sha256 == _digest(run.weights)
+
+
 def write_curve(curve: Curve, out: Path) -> list[Path]:
-    """Write `curve.csv`, `curve.png` and `thresholds/NAME.json` of each point; what was written.
+    """Write `curve.csv`, `curve.png`, `thresholds/NAME.json` of each point, and `curve.json`; what was written.
 
     Raises:
         MissingPackage: there is no matplotlib.
@@ -507,9 +536,39 @@ def write_curve(curve: Curve, out: Path) -> list[Path]:
         }
         path = out / "thresholds" / f"{setting.name.replace(' ', '-')}.json"
         files[path] = (json.dumps(content, indent=1) + "\n").encode()
+    everything = {"format": CURVE_FORMAT, **asdict(curve), "recipe": dump_recipe(curve.recipe)}
+    files[out / "curve.json"] = (json.dumps(everything, indent=1) + "\n").encode()
     for path, content_bytes in files.items():
         _write(path, content_bytes)
     return list(files)
+
+
+def read_curve(folder: Path) -> Curve:
+    """The curve that `write_curve` wrote.
+
+    Raises:
+        UsageError: no such folder, or no `curve.json` of this version in it.
+    """
+    path = folder / "curve.json"
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if (found := content.pop("format")) != CURVE_FORMAT:
+            raise UsageError(f"{path}: expected {CURVE_FORMAT!r}, got {found!r}; measure the curve again.")
+        coverage = content.pop("coverage")
+        coverage["missing"] = tuple(Fault(**fault) for fault in coverage["missing"])
+        points = []
+        for point in content.pop("points"):
+            setting = point.pop("setting")
+            if setting["thresholds"] is not None:
+                setting["thresholds"] = tuple(setting["thresholds"])
+            point["exit_shares"] = tuple(point["exit_shares"])
+            points.append(MeasuredPoint(setting=Setting(**setting), **point))
+        recipe = read_recipe(content.pop("recipe"), source_file=str(path), name=content["name"])
+        return Curve(recipe=recipe, coverage=Coverage(**coverage), points=tuple(points), **content)
+    except FileNotFoundError as error:
+        raise UsageError(f"{folder}: no curve.json here; give what `vidmodels curve --out` wrote.") from error
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UsageError(f"{path}: not a curve as `vidmodels curve` writes it ({error}); measure it again.") from error
 
 
 def _write(path: Path, content: bytes) -> None:

@@ -50,6 +50,10 @@ class Result:
     nouns: Mapping[str, float] = field(default_factory=dict)
     """Per cent, for data with verbs and nouns and models that know both: top-1 and top-5 of the noun and of the action,
     which is verb and noun together."""
+    noun_labels: Tensor | None = None
+    """(n,) the true nouns, where `nouns` are known."""
+    noun_probabilities: Tensor | None = None
+    """(n, nouns)."""
     packed_masks: NDArray[np.uint8] | None = None
     """(clips, bytes): `aux["masks"]` of every clip, a bit a gate, where asked for and the method has them."""
 
@@ -171,11 +175,12 @@ def classify(
         raise UsageError("nothing to evaluate: the split gives no batch.")
     all_labels = torch.cat([batch.labels for batch in batches])
     all_probabilities = torch.cat([batch.probabilities for batch in batches])
-    nouns = {}
+    nouns, noun_labels, all_noun_probabilities = {}, None, None
     if all_labels.ndim == 2 and not all_labels.is_floating_point():
-        all_nouns = [batch.noun_probabilities for batch in batches if batch.noun_probabilities is not None]
-        if all_nouns:
-            nouns = _noun_accuracy(all_probabilities, torch.cat(all_nouns), all_labels)
+        scored_nouns = [batch.noun_probabilities for batch in batches if batch.noun_probabilities is not None]
+        if scored_nouns:
+            noun_labels, all_noun_probabilities = all_labels[:, 1], torch.cat(scored_nouns)
+            nouns = _noun_accuracy(all_probabilities, all_noun_probabilities, all_labels)
         all_labels = all_labels[:, 0]
     num_clips = sum(batch.num_clips for batch in batches)
     sums: dict[str, float] = {}
@@ -192,6 +197,8 @@ def classify(
         summary={name: total / num_clips for name, total in sums.items()},
         seconds=time.perf_counter() - started,
         nouns=nouns,
+        noun_labels=noun_labels,
+        noun_probabilities=all_noun_probabilities,
         packed_masks=np.concatenate(all_masks) if all_masks else None,
         renumber_present_classes=renumber_present_classes,
     )
@@ -207,6 +214,8 @@ def _scored(
     summary: Mapping[str, float],
     seconds: float,
     nouns: Mapping[str, float],
+    noun_labels: Tensor | None,
+    noun_probabilities: Tensor | None,
     packed_masks: NDArray[np.uint8] | None,
     renumber_present_classes: bool,
 ) -> Result:
@@ -226,6 +235,8 @@ def _scored(
         summary=summary,
         seconds=seconds,
         nouns=nouns,
+        noun_labels=noun_labels,
+        noun_probabilities=noun_probabilities,
         packed_masks=packed_masks,
     )
 

@@ -1,13 +1,13 @@
-"""The page on a comparison: accuracy against cost and against time, per-class bars, sample clips, the settings.
+"""The page on a comparison: accuracy against cost and against time, classes, confusions, sample clips, the settings.
 
 Charts, tables and films are `vidprep.page`'s; here is what they show. Models on different data sets, or judged by
-different metrics, get a part of the page each: their figures do not compare.
+different metrics, get a part of the page each: their figures do not compare. Detectors are `stream_report`'s.
 """
 
 import json
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import cached_property
 from pathlib import Path
@@ -18,36 +18,56 @@ from markupsafe import Markup
 from PIL import Image
 from torch import Tensor
 
+from vidmodels.breakdown import Coverage, confusion_pairs
 from vidmodels.comparison import Comparison, Form, ScoredRun
 from vidmodels.data import open_test_split
+from vidmodels.early_exit import Curve, MeasuredPoint, is_curve_of
 from vidmodels.metrics import mean_average_precision
-from vidmodels.recipes import dump_recipe, list_recipes, load_recipe
+from vidmodels.published import (
+    MARKER_NAMES,
+    MARKERS,
+    METRICS,
+    published_recipes,
+    published_section,
+    published_series,
+)
+from vidmodels.recipes import dump_recipe
+from vidmodels.runs import Run
+from vidmodels.stream_comparison import StreamComparison
+from vidmodels.stream_report import stream_sections
 from vidmodels.types import Recipe
 from vidprep import page
 from vidprep.errors import UsageError
 from vidprep.load.shards import ShardDataset
-from vidprep.page import Cell, Column, Marker, Point, Section, Series
+from vidprep.page import Cell, Column, Point, Section, Series
 
 __all__ = ["comparison_page", "published_recipes"]
 
 PACKAGES = ("vidprep", "torch", "torchvision", "timm", "numpy", "av")
-MARKERS: dict[str, Marker] = {"trainable": "circle", "dynamic": "diamond"}
-"""Form -> shape of its mark."""
-MARKER_NAMES: dict[Marker, str] = {
-    "circle": "trainable form: computes everything",
-    "diamond": "dynamic form: really skips",
-    "triangle": "published, in its authors' convention",
-}
-METRICS = {"top1": "top-1 accuracy (%)", "map": "mAP (%)"}
+MAX_MATRIX_CLASSES = 40
+"""Up to which confusions are drawn as a matrix."""
+MAX_PAIRS = 20
+"""Of a model, in the table of confusions."""
+MAX_NAMES = 5
+"""In the page's title."""
 
 
 def comparison_page(
-    comparison: Comparison, *, data: Path | None = None, split: str | None = None, num_clips: int = 8, seed: int = 0
+    comparison: Comparison | None,
+    *,
+    curves: Sequence[Curve] = (),
+    streams: StreamComparison | None = None,
+    data: Path | None = None,
+    split: str | None = None,
+    num_clips: int = 8,
+    seed: int = 0,
 ) -> str:
     """The page as text.
 
     Args:
-        comparison: what `compare_runs` found.
+        comparison: what `compare_runs` found; None: there are detectors only.
+        curves: what early exit does to some of these models.
+        streams: what `compare_streams` found.
         data: as given to `compare_runs`: shards, or None for those that each model was trained on.
         split: as given to `compare_runs`.
         num_clips: sample clips of each data set, at most; half of them wrong where there are such. 0 shows none.
@@ -57,32 +77,90 @@ def comparison_page(
         UsageError: the shards are not those of the comparison.
         CorruptVideo: a sample clip does not decode.
     """
-    entries = _entries(comparison, data, split)
+    sections: list[Section] = []
+    entries: list[_Entry] = []
+    runs: list[tuple[str, Run, list[tuple[str, str]]]] = []
+    if comparison is not None:
+        entries = _entries(comparison, data, split)
+        sections += _classifier_sections(
+            entries,
+            curves,
+            timed_clips=comparison.timed_clips,
+            num_clips=num_clips,
+            seed=seed,
+            has_others=streams is not None,
+        )
+        sections.append(Section(title="Remarks", body=page.item_list(comparison.remarks)))
+        runs += [
+            (entry.name, entry.scored.run, [("shards", str(entry.dataset.folder)), ("split", entry.split)])
+            for entry in entries
+        ]
+    elif curves:
+        raise UsageError("curves of early exits are of classifiers, and there is none among the models.")
+    if streams is not None:
+        sections += stream_sections(
+            streams, data=data, split=split, num_clips=num_clips, seed=seed, has_others=comparison is not None
+        )
+        runs += [(scored.run.title, scored.run, []) for scored in streams.runs]
+    sections.append(Section(title="Settings and versions", body=_settings(runs)))
+    names = list(dict.fromkeys(run.name if run.variant else name for name, run, _ in runs))
+    more = f" and {len(names) - MAX_NAMES} more" if len(names) > MAX_NAMES else ""
+    return page.page(
+        f"Accuracy against cost: {', '.join(names[:MAX_NAMES])}{more}",
+        lead=" \u00b7 ".join(of.heading for of in (comparison, streams) if of is not None),
+        sections=sections,
+        footer=f"Written by `vidmodels report` on {datetime.now(UTC):%Y-%m-%d %H:%M} UTC.",
+    )
+
+
+def _classifier_sections(
+    entries: "Sequence[_Entry]",
+    curves: Sequence[Curve],
+    *,
+    timed_clips: int,
+    num_clips: int,
+    seed: int,
+    has_others: bool,
+) -> list[Section]:
     groups: dict[tuple[str, str, str], list[_Entry]] = {}
     for entry in entries:
         groups.setdefault((entry.recipe.data.dataset, entry.split, entry.recipe.eval.metric), []).append(entry)
     sections = []
+    left = list(curves)
     for (dataset, of_split, metric), group in groups.items():
-        suffix = f": {dataset}, {of_split}, by {METRICS[metric].removesuffix(' (%)')}" if len(groups) > 1 else ""
+        is_alone = len(groups) == 1 and not has_others
+        suffix = "" if is_alone else f": {dataset}, {of_split}, by {METRICS[metric].removesuffix(' (%)')}"
         published = published_recipes(dataset)
-        sections += [
-            Section(title=f"Accuracy and cost{suffix}", body=_charts(group, published, metric, comparison.timed_clips)),
-            Section(title=f"All figures{suffix}", body=_figures_table(group, comparison.timed_clips)),
-            *_published_section(dataset, published),
-            Section(title=f"Classes{suffix}", body=_classes_table(group)),
-        ]
+        exits = [(curve, of) for curve in curves if (of := _find_entry(curve, group)) is not None]
+        left = [curve for curve in left if all(curve is not found for found, _ in exits)]
+        sections.append(
+            Section(title=f"Accuracy and cost{suffix}", body=_charts(group, exits, published, metric, timed_clips))
+        )
+        sections += _missing_section(group, suffix)
+        sections.append(Section(title=f"All figures{suffix}", body=_figures_table(group, timed_clips)))
+        if exits:
+            sections.append(Section(title=f"Early exit{suffix}", body=_exits_table([curve for curve, _ in exits])))
+        sections += published_section(dataset, published)
+        sections.append(Section(title=f"Classes{suffix}", body=_classes_table(group)))
+        sections.append(Section(title=f"Confusions{suffix}", body=_confusions(group)))
         if num_clips:
             body = _sample_clips(group, num_clips, np.random.default_rng(seed))
             sections.append(Section(title=f"Sample clips{suffix}", body=body))
-    sections.append(Section(title="Remarks", body=page.item_list(comparison.remarks)))
-    sections.append(Section(title="Settings and versions", body=_settings(entries)))
-    names = ", ".join(entry.name for entry in entries)
-    return page.page(
-        f"Accuracy against cost: {names}",
-        lead=comparison.heading,
-        sections=sections,
-        footer=f"Written by `vidmodels report` on {datetime.now(UTC):%Y-%m-%d %H:%M} UTC.",
-    )
+    if left:
+        raise UsageError(
+            f"the curve of {left[0].name} ({left[0].recipe.data.dataset} {left[0].split}) belongs to none of the "
+            "models: it was measured with other weights or settings, or on another split; run `vidmodels curve` again."
+        )
+    return sections
+
+
+def _find_entry(curve: Curve, group: "Sequence[_Entry]") -> "_Entry | None":
+    for found in group:
+        if (curve.recipe.data.dataset, curve.split) == (found.recipe.data.dataset, found.split) and is_curve_of(
+            curve, found.scored.run
+        ):
+            return found
+    return None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,12 +206,12 @@ class _Entry:
 
 
 def _entries(comparison: Comparison, data: Path | None, split: str | None) -> list[_Entry]:
-    names = Counter(scored.run.name for scored in comparison.runs)
+    names = Counter(scored.run.title for scored in comparison.runs)
     seen: Counter[str] = Counter()
     entries = []
     for scored in comparison.runs:
         run = scored.run
-        seen[run.name] += 1
+        seen[run.title] += 1
         folder = data or run.data
         if folder is None:
             raise UsageError(f"{run.weights}: say with --data which shards it was evaluated on.")
@@ -143,8 +221,8 @@ def _entries(comparison: Comparison, data: Path | None, split: str | None) -> li
         if [video.segment_id or video.video_id for video in dataset.videos] != list(result.video_id) and [
             video.video_id for video in dataset.videos
         ] != list(result.video_id):
-            raise UsageError(f"{folder}: the split {of_split} does not hold the videos that {run.name} was scored on.")
-        name = f"{run.name} ({seen[run.name]})" if names[run.name] > 1 else run.name
+            raise UsageError(f"{folder}: the split {of_split} does not hold the videos that {run.title} was scored on.")
+        name = f"{run.title} ({seen[run.title]})" if names[run.title] > 1 else run.title
         entries.append(_Entry(name=name, scored=scored, dataset=dataset, split=of_split))
     return entries
 
@@ -152,75 +230,164 @@ def _entries(comparison: Comparison, data: Path | None, split: str | None) -> li
 # Accuracy against cost
 
 
-def published_recipes(dataset: str) -> list[Recipe]:
-    """Recipes on this data set that come with the package and say what their authors report."""
-    recipes = [load_recipe(name) for name in list_recipes()]
-    return [recipe for recipe in recipes if recipe.data.dataset == dataset and recipe.published is not None]
-
-
-def _charts(entries: Sequence[_Entry], published: Sequence[Recipe], metric: str, timed_clips: int) -> Markup:
-    ours = [_measured(entry, metric, timed_clips, against_time=False) for entry in entries]
-    timed = [_measured(entry, metric, timed_clips, against_time=True) for entry in entries]
-    against_macs = page.scatter_chart(
-        "Accuracy against multiply-accumulates",
-        [*ours, *_published_series(published, metric)],
-        x_label="GMACs per clip",
-        y_label=METRICS[metric],
-        marker_names=MARKER_NAMES,
+def _charts(
+    entries: Sequence[_Entry],
+    exits: "Sequence[tuple[Curve, _Entry]]",
+    published: Sequence[Recipe],
+    metric: str,
+    timed_clips: int,
+) -> Markup:
+    families: dict[Path, list[_Entry]] = {}
+    for entry in entries:
+        families.setdefault(entry.scored.run.weights, []).append(entry)
+    colours = {entry.name: number for number, family in enumerate(families.values()) for entry in family}
+    macs, times = (
+        [
+            _measured(family, metric, timed_clips, against_time=against_time, colour=number)
+            for number, family in enumerate(families.values())
+        ]
+        for against_time in (False, True)
     )
-    against_time = page.scatter_chart(
-        "Accuracy against measured time",
-        timed,
-        x_label="ms per clip",
-        y_label=METRICS[metric],
-        marker_names=MARKER_NAMES,
-    )
+    macs += [one for curve, entry in exits for one in _exit_series(curve, entry, metric, colour=colours[entry.name])]
+    theirs = [
+        replace(one, colour=len(families) + number) for number, one in enumerate(published_series(published, metric))
+    ]
+    charts = [
+        page.scatter_chart(
+            "Accuracy against multiply-accumulates",
+            [*macs, *theirs],
+            x_label="GMACs per clip",
+            y_label=METRICS[metric],
+            marker_names=MARKER_NAMES,
+        ),
+        page.scatter_chart(
+            "Accuracy against measured time",
+            times,
+            x_label="ms per clip",
+            y_label=METRICS[metric],
+            marker_names=MARKER_NAMES,
+        ),
+    ]
+    charts += [
+        page.scatter_chart(
+            f"Early exit of {entry.name}: accuracy against time",
+            _exit_series(curve, entry, metric, colour=colours[entry.name], against_time=True),
+            x_label=f"{curve.clock} per video, network only",
+            y_label=METRICS[metric],
+            marker_names=MARKER_NAMES,
+        )
+        for curve, entry in exits
+    ]
     note = (
-        "A line joins the forms of one model. GMACs are counted from what ran, mean over all clips. Times are medians; "
-        f"bars reach from the shortest to the longest call ({timed_clips} clip{'s' if timed_clips > 1 else ''} each). "
+        "A line joins the forms of one model, or its settings. GMACs are counted from what ran, mean over all clips. "
+        "Times are medians; bars reach from the shortest to the longest call "
+        f"({timed_clips} clip{'s' if timed_clips > 1 else ''} each). "
         "Point at a mark, touch it, or reach it with the Tab key, for its numbers."
     )
-    return page.figures([against_macs, against_time]) + page.paragraph(note, is_note=True)
+    body = page.figures(charts) + page.paragraph(note, is_note=True)
+    for curve, _ in exits:
+        body += page.paragraph(
+            f"Early exit of {curve.name}: {curve.heading}. Its times are means of a video in whole batches, not those "
+            "of single calls, so they have a chart of their own.",
+            is_note=True,
+        )
+    return body
 
 
-def _measured(entry: _Entry, metric: str, timed_clips: int, *, against_time: bool) -> Series:
-    """The forms of a model. Further curves of a model, such as its exits, are further series like this one."""
+def _measured(family: Sequence[_Entry], metric: str, timed_clips: int, *, against_time: bool, colour: int) -> Series:
+    """The settings of one model's weights by what they cost; with them, what the trainable form of the first costs."""
     points = []
-    for name, form in entry.scored.forms.items():
-        accuracy, latency = form.result.metrics[metric], form.latency
-        median, low, high = (value / timed_clips for value in (latency.median_ms, latency.min_ms, latency.max_ms))
-        tip = (
-            f"{entry.name}, {name} form\n{METRICS[metric].removesuffix(' (%)')} {accuracy:.2f} %\n"
-            f"{form.gmacs_per_clip:.4g} GMACs per clip\n{median:.2f} ms per clip ({low:.2f} to {high:.2f})"
-        )
-        points.append(
-            Point(
-                x=median if against_time else form.gmacs_per_clip,
-                y=accuracy,
-                tip=tip,
-                marker=MARKERS[name],
-                x_low=low if against_time else None,
-                x_high=high if against_time else None,
+    for number, entry in enumerate(family):
+        forms = list(entry.scored.forms.items())
+        for name, form in forms if not number else forms[-1:]:
+            accuracy, latency = form.result.metrics[metric], form.latency
+            median, low, high = (value / timed_clips for value in (latency.median_ms, latency.min_ms, latency.max_ms))
+            tip = (
+                f"{entry.name}, {name if len(forms) > 1 else 'only'} form\n"
+                f"{METRICS[metric].removesuffix(' (%)')} {accuracy:.2f} %\n"
+                f"{form.gmacs_per_clip:.4g} GMACs per clip\n{median:.2f} ms per clip ({low:.2f} to {high:.2f})"
             )
-        )
-    return Series(name=entry.name, points=points, is_joined=True)
+            points.append(
+                Point(
+                    x=median if against_time else form.gmacs_per_clip,
+                    y=accuracy,
+                    tip=tip,
+                    marker=MARKERS[name if len(forms) > 1 else "only"],
+                    x_low=low if against_time else None,
+                    x_high=high if against_time else None,
+                )
+            )
+    if len(family) > 1:
+        points.sort(key=lambda point: -point.x)
+    name = family[0].name if len(family) == 1 else family[0].scored.run.name
+    return Series(name=name, points=points, is_joined=True, colour=colour)
 
 
-def _published_series(recipes: Sequence[Recipe], metric: str) -> list[Series]:
-    """What is published with both an accuracy and a cost, a series a method."""
-    by_method: dict[str, list[Point]] = {}
-    for recipe in recipes:
-        published = recipe.published
-        accuracy = getattr(published, metric, None)
-        if published is None or published.gmacs is None or accuracy is None:
-            continue
+def _exit_series(curve: Curve, entry: _Entry, metric: str, *, colour: int, against_time: bool = False) -> list[Series]:
+    """A line for each way to tell how sure an exit is, from the cheapest setting to the run that nobody leaves."""
+    full = curve.points[0]
+    criteria = list(dict.fromkeys(point.setting.criterion for point in curve.points[1:]))
+
+    def mark(point: MeasuredPoint) -> Point:
+        leaving = ", ".join(f"{100 * share:.0f} %" for share in point.exit_shares)
+        time = curve.time_of(point)
         tip = (
-            f"{recipe.method}/{recipe.name}, published\n{METRICS[metric].removesuffix(' (%)')} {accuracy:g} %\n"
-            f"{published.gmacs:g} GMACs: {published.convention or 'convention not stated'}"
+            f"{entry.name}, early exit: {point.setting.name}\n"
+            f"{METRICS[metric].removesuffix(' (%)')} {getattr(point, metric):.2f} %\n"
+            f"{point.gmacs:.4g} GMACs per video\n"
+            f"{time:.2f} {curve.clock} per video, network only\nleaving at each exit: {leaving}"
         )
-        point = Point(x=published.gmacs, y=accuracy, tip=tip, marker="triangle")
-        by_method.setdefault(recipe.method, []).append(point)
-    return [Series(name=f"{method}, published", points=points, is_hollow=True) for method, points in by_method.items()]
+        return Point(
+            x=time if against_time else point.gmacs,
+            y=getattr(point, metric),
+            tip=tip,
+            marker=MARKERS["exits" if point.setting.thresholds else "dynamic"],
+        )
+
+    return [
+        Series(
+            name=f"{entry.name}, leaving by {criterion}",
+            points=[
+                mark(point)
+                for point in sorted(
+                    (one for one in curve.points if one is full or one.setting.criterion == criterion),
+                    key=lambda one: (one is full, curve.time_of(one) if against_time else one.gmacs),
+                )
+            ],
+            is_joined=True,
+            colour=colour + 4 * number,
+        )
+        for number, criterion in enumerate(criteria)
+    ]
+
+
+def _missing_section(entries: Sequence[_Entry], suffix: str) -> list[Section]:
+    """Which videos of the split are not scored, and what that may do to the accuracies; none where all are."""
+    coverages: dict[Coverage, list[_Entry]] = {}
+    for entry in entries:
+        coverages.setdefault(entry.scored.coverage, []).append(entry)
+    body = Markup("")
+    for coverage, group in coverages.items():
+        if coverage.is_whole:
+            continue
+        body += page.paragraph(coverage.sentence + ".")
+        columns = [
+            Column(name="model"),
+            Column(name="form"),
+            Column(name="top-1 of the scored", is_number=True),
+            Column(name="if the missing were wrong", is_number=True),
+        ]
+        rows: list[list[str | Cell]] = []
+        for entry in group:
+            for name, form in entry.scored.forms.items():
+                figures = (form.result.top1, coverage.if_wrong(form.result.top1))
+                rows.append([entry.name, name, *(Cell(text=f"{value:.2f}", value=value) for value in figures)])
+        body += page.table(columns, rows, caption="Accuracy with the missing videos as wrong ones")
+        listed = [[fault.video_id, fault.kind or "other", fault.reason] for fault in coverage.missing]
+        if listed:
+            columns = [Column(name="missing video"), Column(name="kind"), Column(name="reason", is_long=True)]
+            body += page.table(columns, listed, caption="Missing videos")
+    return [Section(title=f"Missing videos{suffix}", body=body)] if body else []
 
 
 # Tables
@@ -248,7 +415,7 @@ def _figures_table(entries: Sequence[_Entry], timed_clips: int) -> Markup:
             rows.append(
                 [
                     entry.name,
-                    name,
+                    name if len(entry.scored.forms) > 1 else "only",
                     f"{entry.recipe.method}/{entry.recipe.name}",
                     *(Cell(text=f"{value:.2f}", value=value) for value in (result.top1, result.top5, result.map)),
                     Cell(text=f"{form.gmacs_per_clip:.4f}", value=form.gmacs_per_clip),
@@ -260,40 +427,6 @@ def _figures_table(entries: Sequence[_Entry], timed_clips: int) -> Markup:
                 ]
             )
     return page.table(columns, rows, caption="Figures of all models and forms")
-
-
-def _published_section(dataset: str, recipes: Sequence[Recipe]) -> list[Section]:
-    if not recipes:
-        return []
-    columns = [
-        Column(name="recipe"),
-        *(Column(name=name, is_number=True) for name in ("top-1", "top-5", "mAP", "GMACs", "parameters")),
-        Column(name="convention", is_long=True),
-        Column(name="source", is_long=True),
-    ]
-    rows: list[list[str | Cell]] = []
-    for recipe in recipes:
-        if recipe.published is None:
-            continue
-        figures = recipe.published
-        values = (figures.top1, figures.top5, figures.map, figures.gmacs)
-        size = figures.num_params
-        rows.append(
-            [
-                f"{recipe.method}/{recipe.name}",
-                *(Cell(text="" if value is None else f"{value:g}", value=value) for value in values),
-                Cell(text="" if size is None else f"{size / 1e6:.2f} M", value=size),
-                figures.convention,
-                recipe.source,
-            ]
-        )
-    note = page.paragraph(
-        "What the authors report, not measured here: hollow triangles in the chart. Their costs are counted as the "
-        "convention says, which may be for a video, for a view, or for a frame.",
-        is_note=True,
-    )
-    table = page.table(columns, rows, caption=f"Published figures on {dataset}")
-    return [Section(title=f"Published on {dataset}", body=table + note)]
 
 
 def _classes_table(entries: Sequence[_Entry]) -> Markup:
@@ -328,6 +461,76 @@ def _classes_table(entries: Sequence[_Entry]) -> Markup:
     what = "Average precision of each class" if is_multi_label else "Videos of each class that are classified right"
     note = page.paragraph(f"{what}, by the dynamic form where a model has one.", is_note=True)
     return page.table(columns, rows, caption=what) + note
+
+
+def _exits_table(curves: Sequence[Curve]) -> Markup:
+    """A row a setting of each curve."""
+    columns = [
+        Column(name="model"),
+        Column(name="exits"),
+        *(
+            Column(name=name, is_number=True)
+            for name in ("top-1", "mAP", "GMACs", "of full", "frames", "network ms", "of full time", "ms with decoding")
+        ),
+        Column(name="leave at each exit (%)"),
+    ]
+    rows: list[list[str | Cell]] = []
+    for curve in curves:
+        full = curve.points[0]
+        for point in curve.points:
+            time, share = curve.time_of(point), point.gmacs / full.gmacs
+            rows.append(
+                [
+                    curve.name,
+                    point.setting.name,
+                    Cell(text=f"{point.top1:.2f}", value=point.top1),
+                    Cell(text=f"{point.map:.2f}", value=point.map),
+                    Cell(text=f"{point.gmacs:.4f}", value=point.gmacs),
+                    Cell(text=f"{100 * share:.1f} %", value=share, bar=share),
+                    Cell(text=f"{point.frames:.1f}", value=point.frames),
+                    Cell(text=f"{time:.2f}", value=time),
+                    Cell(text=f"{100 * time / curve.time_of(full):.1f} %", value=time / curve.time_of(full)),
+                    Cell(text=f"{point.ms:.2f}", value=point.ms),
+                    ", ".join(f"{100 * one:.0f}" for one in point.exit_shares),
+                ]
+            )
+    note = " ".join(dict.fromkeys(remark for curve in curves for remark in curve.remarks))
+    return page.table(columns, rows, caption="Early exits") + page.paragraph(note, is_note=True)
+
+
+def _confusions(entries: Sequence[_Entry]) -> Markup:
+    """Matrices of small sets of classes, and the pairs that are confused most."""
+    if entries[0].form.result.labels.ndim == 2:
+        return page.paragraph(
+            "Videos with several labels have no confusion matrix: none of their classes is the one that another is "
+            "taken for. The average precision of each class stands above."
+        )
+    charts, rows = [], list[list[str | Cell]]()
+    for entry in entries:
+        for kind, table in entry.scored.confusion(list(entry.scored.forms)[-1]).items():
+            title = entry.name if kind == "class" else f"{entry.name}, {kind}s"
+            if len(table) <= MAX_MATRIX_CLASSES:
+                charts.append(
+                    page.matrix_chart(
+                        title, list(table.columns), table.to_numpy().tolist(), row_label=kind, column_label="taken for"
+                    )
+                )
+            for pair in confusion_pairs(table)[:MAX_PAIRS]:
+                counted = Cell(text=f"{pair.count:,}", value=pair.count)
+                share = Cell(text=f"{100 * pair.share:.1f} %", value=pair.share, bar=pair.share)
+                rows.append([title, pair.label, pair.predicted, counted, share])
+    body = page.figures(charts) if charts else Markup("")
+    if not rows:
+        return body + page.paragraph("No video is taken for another class by any model.")
+    columns = [
+        Column(name="model"),
+        Column(name="class"),
+        Column(name="taken for"),
+        Column(name="videos", is_number=True),
+        Column(name="of the class", is_number=True),
+    ]
+    note = f"At most {MAX_PAIRS} pairs of a model, by its dynamic form where it has one."
+    return body + page.table(columns, rows, caption="Most confused pairs") + page.paragraph(note, is_note=True)
 
 
 # Sample clips
@@ -385,14 +588,12 @@ def _frames(entry: _Entry, place: int) -> list[Image.Image]:
 # Settings
 
 
-def _settings(entries: Sequence[_Entry]) -> Markup:
+def _settings(runs: Sequence[tuple[str, Run, list[tuple[str, str]]]]) -> Markup:
     body = page.facts(page.environment(PACKAGES))
-    for entry in entries:
-        run = entry.scored.run
-        pairs = [("weights", str(run.weights)), ("shards", str(entry.dataset.folder)), ("split", entry.split)]
-        pairs += _training_facts(run.weights.parent)
+    for name, run, facts in runs:
+        pairs = [("weights", str(run.weights)), *facts, *_training_facts(run.weights.parent)]
         body += page.details(
-            f"{entry.name}: recipe {entry.recipe.method}/{entry.recipe.name}", dump_recipe(entry.recipe), pairs=pairs
+            f"{name}: recipe {run.recipe.method}/{run.recipe.name}", dump_recipe(run.recipe), pairs=pairs
         )
     return body
 

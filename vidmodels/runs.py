@@ -2,8 +2,9 @@
 
 import json
 import logging
+import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -16,7 +17,7 @@ from vidmodels.recipes import load_recipe, read_recipe
 from vidmodels.types import Recipe
 from vidprep.errors import UsageError, VidprepError
 
-__all__ = ["Run", "find_run", "load_model", "read_facts", "select_weights"]
+__all__ = ["Run", "find_run", "find_variant", "load_model", "read_facts", "select_weights"]
 
 logger = logging.getLogger(__name__)
 
@@ -31,6 +32,13 @@ class Run:
     weights: Path
     data: Path | None
     """The shards it was trained on, where that is known."""
+    variant: str = ""
+    """The settings that are not those it was trained with, shortened: "prune_number=11"; "": none that has a name."""
+
+    @property
+    def title(self) -> str:
+        """Its name, with the settings that are other ones."""
+        return f"{self.name}, {self.variant}" if self.variant else self.name
 
 
 def find_run(target: Path, *, recipe: str | None = None, overrides: Sequence[str] = ()) -> Run:
@@ -76,6 +84,41 @@ def find_run(target: Path, *, recipe: str | None = None, overrides: Sequence[str
     facts = folder / "run.json"
     data = Path(read_facts(facts)["data"]) if facts.exists() else None
     return Run(name=name, recipe=loaded, weights=weights, data=data)
+
+
+def find_variant(target: str, *, recipe: str | None = None, overrides: Sequence[str] = ()) -> Run:
+    """As `find_run`, or the same weights with settings of their own, by which one call compares several.
+
+    Args:
+        target: a run folder or a file; or one with settings: "RUN:KEY=VALUE,KEY=VALUE", "RUN:RECIPE" or
+            "RUN:RECIPE,KEY=VALUE", such as "runs/vit:model.prune_number=11" or "runs/vivit:rgtp_vivit/toy_keep_02".
+        recipe: as for `find_run`; a recipe in `target` comes first.
+        overrides: as for `find_run`; those in `target` come after them.
+
+    Raises:
+        UsageError: as for `find_run`, or settings that are none.
+    """
+    path, colon, text = target.rpartition(":")
+    if not colon or Path(target).exists() or not Path(path).exists():
+        return find_run(Path(target), recipe=recipe, overrides=overrides)
+    settings = [
+        setting.strip() for setting in re.split(r",(?![^\[]*\])", text)
+    ]  # not the commas of a [list, of values]
+    if "=" not in settings[0]:
+        recipe, settings = settings[0], settings[1:]
+    wrong = [setting for setting in settings if "=" not in setting]
+    if recipe == "" or wrong:
+        raise UsageError(
+            f"{target}: {wrong[0] if wrong else ''!r} is no KEY=VALUE; say {path}:KEY=VALUE,... or {path}:RECIPE."
+        )
+    run = find_run(Path(path), recipe=recipe, overrides=[*overrides, *settings])
+    return replace(run, variant=", ".join(_short(setting) for setting in re.split(r",(?![^\[]*\])", text)))
+
+
+def _short(setting: str) -> str:
+    """Without its table, or a recipe without its method: "model.prune_number=11" -> "prune_number=11"."""
+    key, equals, value = setting.strip().partition("=")
+    return f"{key.rpartition('.')[2]}={value}" if equals else key.rpartition("/")[2].removesuffix(".toml")
 
 
 def read_facts(path: Path) -> dict[str, Any]:

@@ -1,5 +1,6 @@
 """Trained detectors side by side on a split: average precision, cost and time of each, frame by frame."""
 
+import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -9,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from vidmodels.breakdown import Naming, objects_per_class
 from vidmodels.cost import LatencyStats, compare_latency, counting_macs
 from vidmodels.distributed import ALONE, World
 from vidmodels.evaluate import choose_device
@@ -63,7 +65,7 @@ class StreamComparison:
             )
             rows.append(
                 [
-                    scored.run.name,
+                    scored.run.title,
                     *figures,
                     f"{scored.gmacs_per_frame:.3f}",
                     f"{median:.1f} ({low:.1f}-{high:.1f})",
@@ -95,7 +97,7 @@ class StreamComparison:
                     f"{scored.result.classes[label]} {value:.1f}"
                     for label, value in scored.result.scores.map50_per_class.items()
                 )
-                lines.append(f"{scored.run.name}: mAP50 of each class that occurs: {per_class}")
+                lines.append(f"{scored.run.title}: mAP50 of each class that occurs: {per_class}")
         return lines
 
     def to_json(self) -> dict[str, Any]:
@@ -104,7 +106,7 @@ class StreamComparison:
         for scored in self.runs:
             result = scored.result
             entry: dict[str, Any] = {
-                "name": scored.run.name,
+                "name": scored.run.title,
                 "recipe": scored.run.recipe.name,
                 "weights": str(scored.run.weights),
                 "num_sequences": result.num_sequences,
@@ -115,6 +117,8 @@ class StreamComparison:
                 "latency": asdict(scored.latency),
             }
             if result.scores is not None:
+                per_class = objects_per_class(result, Naming(model=scored.run.title, form="stream"))
+                entry["per_class"] = json.loads(per_class.drop(columns=["model", "form"]).to_json(orient="records"))
                 entry["num_by_speed"] = dict(result.scores.num_by_speed)
                 entry["map50_per_class"] = {
                     result.classes[label]: value for label, value in result.scores.map50_per_class.items()
@@ -165,7 +169,7 @@ def compare_streams(
             )
         model = load_model(run, num_classes=len(sequences.manifest.classes), device=chosen)
         result = detect_stream(
-            model, sequences, device=chosen, world=world, description=f"{run.name} {sequences.manifest.split}"
+            model, sequences, device=chosen, world=world, description=f"{run.title} {sequences.manifest.split}"
         )
         first = [frame.pixels.to(chosen) for frame in sequences[0].part(0, TIMED_FRAMES)]
         num_timed = len(first)

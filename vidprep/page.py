@@ -37,13 +37,14 @@ __all__ = [
     "figures",
     "histogram",
     "item_list",
+    "matrix_chart",
     "page",
     "paragraph",
     "scatter_chart",
     "table",
 ]
 
-Marker = Literal["circle", "diamond", "triangle", "square"]
+Marker = Literal["circle", "diamond", "triangle", "square", "plus"]
 NUM_COLOURS = 8
 """Of page.css; further series begin with the first one again."""
 
@@ -247,6 +248,8 @@ class Series:
     """Not measured here; such points take no part in the front."""
     is_joined: bool = False
     """A line runs through the points, in their order."""
+    colour: int | None = None
+    """Number of its colour, to share another series'; None: that of its place among the series."""
 
 
 def scatter_chart(
@@ -276,10 +279,11 @@ def scatter_chart(
         steps = f"M{x_axis.place(front[0].x):.1f} {y_axis.place(front[0].y):.1f}"
         steps += "".join(f"H{x_axis.place(point.x):.1f}V{y_axis.place(point.y):.1f}" for point in front[1:])
         parts.append(Markup('<path class="front" d="{}"/>').format(steps))
-    parts += [_draw_series(one, number % NUM_COLOURS, x_axis, y_axis) for number, one in enumerate(series)]
+    colours = [(number if one.colour is None else one.colour) % NUM_COLOURS for number, one in enumerate(series)]
+    parts += [_draw_series(one, colour, x_axis, y_axis) for colour, one in zip(colours, series, strict=True)]
     legend = [
-        _legend_entry(_shape(one.points[0].marker), f"k{number % NUM_COLOURS}", one.name, is_hollow=one.is_hollow)
-        for number, one in enumerate(series)
+        _legend_entry(_shape(one.points[0].marker), f"k{colour}", one.name, is_hollow=one.is_hollow)
+        for colour, one in zip(colours, series, strict=True)
     ]
     used = {point.marker for point in points}
     legend += [
@@ -360,6 +364,75 @@ def histogram(title: str, values: Sequence[float], *, x_label: str, unit: str, c
         for place, count in enumerate(counts)
     ]
     return column_chart(title, columns, x_label=f"{x_label} ({unit})", y_label=counted)
+
+
+MATRIX_SIDE = 420
+MAX_WRITTEN_CELLS = 12
+"""Rows of a matrix up to which its counts are written into the cells."""
+
+
+def matrix_chart(
+    title: str, names: Sequence[str], counts: Sequence[Sequence[int]], *, row_label: str, column_label: str
+) -> Markup:
+    """A square of cells, the fuller the larger their share of their row: what was taken for what.
+
+    Args:
+        title: above the chart.
+        names: of the rows, and of the columns in the same order.
+        counts: one row each; at least one.
+        row_label: what a row is.
+        column_label: what a column is.
+    """
+    size = len(names)
+    longest = max(len(name) for name in names)
+    edge = min(0.36 * MATRIX_SIDE, 7.2 * longest + 30.0)  # room for the names, at some 7 units a letter of 12
+    step = (MATRIX_SIDE - edge - 4) / size
+    font = min(12.0, 0.9 * step, 12.0 * (edge - 24) / (7.2 * longest))
+    parts = [
+        Markup('<text x="{}" y="11" text-anchor="middle">{}</text>').format((edge + MATRIX_SIDE) / 2, column_label),
+        Markup('<text transform="translate(11 {}) rotate(-90)" text-anchor="middle">{}</text>').format(
+            (edge + MATRIX_SIDE) / 2, row_label
+        ),
+    ]
+    for row, name in enumerate(names):
+        place = edge + (row + 0.5) * step
+        style = f"font-size:{font:.1f}px"
+        parts.append(
+            Markup('<text x="{}" y="{:.1f}" dy=".35em" text-anchor="end" style="{}">{}</text>').format(
+                f"{edge - 4:.1f}", place, style, name
+            )
+        )
+        parts.append(
+            Markup('<text transform="translate({:.1f} {:.1f}) rotate(-90)" dy=".35em" style="{}">{}</text>').format(
+                place, edge - 4, style, name
+            )
+        )
+    for row, of_row in enumerate(counts):
+        total = sum(of_row)
+        for column, count in enumerate(of_row):
+            share = count / total if total else 0.0
+            tip = f"{names[row]}, taken for {names[column]}\n{count:,} of {total:,} ({100 * share:.1f} %)"
+            x, y = edge + column * step, edge + row * step
+            parts.append(
+                Markup(
+                    '<rect class="cell {kind}" data-tip="{tip}" x="{x:.2f}" y="{y:.2f}" width="{w:.2f}" '
+                    'height="{w:.2f}" fill-opacity="{share:.3f}"><title>{tip}</title></rect>'
+                ).format(
+                    kind="same" if row == column else "other",
+                    tip=tip,
+                    x=x,
+                    y=y,
+                    w=step - min(1.0, 0.1 * step),
+                    share=max(share, 0.15) if count else 0.0,
+                )
+            )
+            if count and size <= MAX_WRITTEN_CELLS:
+                parts.append(
+                    Markup(
+                        '<text class="count{}" x="{:.1f}" y="{:.1f}" dy=".35em" text-anchor="middle">{}</text>'
+                    ).format(" full" if share > 0.5 else "", x + step / 2, y + step / 2, count)
+                )
+    return _figure(title, _joined(parts), f"{row_label} against {column_label}", view_box=(MATRIX_SIDE, MATRIX_SIDE))
 
 
 @dataclass(frozen=True)
@@ -483,6 +556,7 @@ def _shape(marker: Marker) -> Markup:
         "diamond": "M0 -6L6 0L0 6L-6 0Z",
         "triangle": "M0 -6.5L6.5 5.5L-6.5 5.5Z",
         "square": "M-5 -5H5V5H-5Z",
+        "plus": "M-2 -6H2V-2H6V2H2V6H-2V2H-6V-2H-2Z",
     }
     assert set(outlines) == set(get_args(Marker))  # noqa: S101 - each marker has its outline
     return Markup('<path class="mark" d="{}"/>').format(outlines[marker])
@@ -494,12 +568,19 @@ def _legend_entry(shape: Markup, colour: str, name: str, *, is_hollow: bool = Fa
     ).format(colour, "hollow" if is_hollow else "filled", shape, name)
 
 
-def _figure(title: str, drawing: Markup, description: str, legend: Markup | None = None) -> Markup:
+def _figure(
+    title: str,
+    drawing: Markup,
+    description: str,
+    legend: Markup | None = None,
+    *,
+    view_box: tuple[int, int] = (WIDTH, HEIGHT),
+) -> Markup:
     listed = Markup('<ul class="legend">{}</ul>').format(legend) if legend else Markup("")
     return Markup(
         '<figure class="chart"><figcaption>{}</figcaption>'
         '<svg viewBox="0 0 {} {}" role="group" aria-label="{}">{}</svg>{}</figure>\n'
-    ).format(title, WIDTH, HEIGHT, description, drawing, listed)
+    ).format(title, *view_box, description, drawing, listed)
 
 
 def figures(charts: Iterable[Markup]) -> Markup:

@@ -3,6 +3,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from vidmodels.breakdown import Coverage
 from vidmodels.comparison import Comparison, Form, ScoredRun
 from vidmodels.cost import LatencyStats
 from vidmodels.evaluate import classify
@@ -37,7 +38,11 @@ def scored(masks: Tensor) -> Form:
 def compare(trainable: Tensor, dynamic: Tensor) -> Comparison:
     run = Run(name="taps", recipe=load_recipe("taps/toy"), weights=Path("best.safetensors"), data=None)
     forms = {"trainable": scored(trainable), "dynamic": scored(dynamic)}
-    return Comparison(runs=(ScoredRun(run=run, forms=forms),), timed_clips=1, heading="")
+    return Comparison(
+        runs=(ScoredRun(run=run, forms=forms, classes=("a", "b"), coverage=Coverage(num_listed=3, num_scored=3)),),
+        timed_clips=1,
+        heading="",
+    )
 
 
 def test_gates_that_rounding_flips_are_counted_and_reported() -> None:

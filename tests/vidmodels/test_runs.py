@@ -8,7 +8,7 @@ from tests.vidmodels.shards import TINY
 from vidmodels.checkpoints import CheckpointError, TrainingState, save_training, save_weights
 from vidmodels.methods import METHODS
 from vidmodels.recipes import dump_recipe, load_recipe
-from vidmodels.runs import find_run, load_model
+from vidmodels.runs import find_run, find_variant, load_model
 from vidprep.errors import UsageError, VidprepError
 
 RECIPE = load_recipe("taps/toy", TINY)
@@ -76,3 +76,27 @@ def test_broken_facts_of_a_run_are_one_sentence(folder: Path, content: str) -> N
     (folder / "run.json").write_text(content)
     with pytest.raises(VidprepError, match=r"run\.json: not the facts of a training run"):
         find_run(folder)
+
+
+def test_the_same_weights_are_found_with_other_settings(folder: Path) -> None:
+    assert find_variant(str(folder)) == find_run(folder)
+    other = find_variant(f"{folder}:model.widths=[8, 16],eval.num_clips=2", overrides=["eval.num_clips=3"])
+    assert (other.recipe.eval.num_clips, other.recipe.model.widths) == (2, (8, 16))
+    assert (other.weights, other.data) == (folder / "best.safetensors", Path("/data/shards"))
+    assert (other.name, other.title) == ("run", "run, widths=[8, 16], num_clips=2")
+    of_recipe = find_variant(f"{folder}:taps/toy_dense,eval.batch_size=2")
+    assert (of_recipe.recipe.name, of_recipe.recipe.eval.batch_size) == ("toy_dense", 2)
+    assert of_recipe.title == "run, toy_dense, batch_size=2"
+
+
+def test_a_path_with_a_colon_is_a_path(folder: Path, tmp_path: Path) -> None:
+    moved = folder.rename(tmp_path / "run:1")
+    assert find_variant(str(moved)).name == "run:1"
+
+
+@pytest.mark.parametrize("settings", ["", "taps/toy,,", "eval.num_clips=2,model", "taps/toy,taps/toy_dense"])
+def test_settings_that_are_none_are_refused(folder: Path, settings: str) -> None:
+    with pytest.raises(UsageError, match=r"is no KEY=VALUE; say .*/run:KEY=VALUE,\.\.\. or .*/run:RECIPE\."):
+        find_variant(f"{folder}:{settings}")
+    with pytest.raises(UsageError, match="no such run folder or checkpoint file"):
+        find_variant(f"{folder.parent}/none:{settings}")

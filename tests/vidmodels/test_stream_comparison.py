@@ -33,6 +33,7 @@ def test_eval_scores_every_frame_and_states_what_is_missing(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     files = ("--predictions", tmp_path / "found.parquet", "--json", tmp_path / "figures.json")
+    files += ("--per-class", tmp_path / "classes.parquet")
     where = ("--data", folder / "shards", "--timed-runs", 1, "--device", "cpu")
     assert call("eval", folder / "detector.safetensors", *where, *files) == 0
     out = " ".join(capsys.readouterr().out.split())
@@ -45,6 +46,10 @@ def test_eval_scores_every_frame_and_states_what_is_missing(
     assert list(figures["missing"]) == ["val_01"]
     assert 0 <= figures["map50"] <= 100
     assert set(pd.read_parquet(tmp_path / "found.parquet")["video_id"]) <= {"val_00"}
+    classes = pd.read_parquet(tmp_path / "classes.parquet")
+    assert classes["class"].tolist() == ["disc", "square", "triangle", "cross"]
+    assert classes["found"].sum() == len(pd.read_parquet(tmp_path / "found.parquet"))
+    assert classes["map50"].mean() == pytest.approx(figures["map50"])
 
 
 def test_wrong_questions_to_eval_are_refused(folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -56,6 +61,8 @@ def test_wrong_questions_to_eval_are_refused(folder: Path, tmp_path: Path, capsy
 
     assert "say with --data which shards" in complaint(detector)
     assert "written as .parquet or .json" in complaint(detector, "--predictions", tmp_path / "a.csv")
+    matrix = complaint(detector, "--confusion", tmp_path / "a.csv", "--data", folder / "shards")
+    assert "a detector has no confusion matrix" in matrix
     classifier = tmp_path / "classifier.safetensors"
     save_weights(classifier, {"a": torch.zeros(1)}, {"recipe": dump_recipe(load_recipe("taps/toy"))})
     assert "detectors and classifiers have no figures in common" in complaint(detector, classifier)

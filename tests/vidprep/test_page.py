@@ -1,4 +1,5 @@
 import base64
+import dataclasses
 import io
 import re
 from xml.etree import ElementTree
@@ -51,6 +52,7 @@ def test_names_from_files_are_escaped_everywhere() -> None:
         page.scatter_chart(
             WICKED, [Series(name=WICKED, points=[Point(x=1, y=1, tip=WICKED)])], x_label=WICKED, y_label=WICKED
         ),
+        page.matrix_chart(WICKED, [WICKED], [[1]], row_label=WICKED, column_label=WICKED),
         page.column_chart(WICKED, [ColumnBar(start=0, end=1, height=1, tip=WICKED)], x_label=WICKED, y_label=WICKED),
         page.clip([Image.new("RGB", (8, 8))], name=WICKED, caption=WICKED, lines=[(WICKED, True)]),
     ]
@@ -97,6 +99,38 @@ def test_a_histogram_counts_every_value_once() -> None:
     assert sum(int(tip.split("\n")[1].split()[0]) for tip in tips) == len(values)
     assert tips[0] == "0 to 0.5 s\n3 videos"
     assert tips[-1] == "9.5 to 10 s\n2 videos"
+
+
+def test_cells_of_a_matrix_lie_in_rows_and_say_what_they_count() -> None:
+    of = page.matrix_chart("t", ["up", "down"], [[3, 1], [0, 0]], row_label="class", column_label="taken for")
+    cells = [cell for cell in drawing(of).iter("rect") if "cell" in cell.get("class", "")]
+    assert [cell.get("class") for cell in cells] == ["cell same", "cell other", "cell other", "cell same"]
+    assert cells[1].get("data-tip") == "up, taken for down 1 of 4 (25.0 %)"
+    assert cells[2].get("data-tip") == "down, taken for up 0 of 0 (0.0 %)"
+    places = [(float(cell.get("x", "")), float(cell.get("y", ""))) for cell in cells]
+    assert places[0][1] == places[1][1] < places[2][1] == places[3][1]
+    assert places[0][0] == places[2][0] < places[1][0] == places[3][0]
+    assert [float(cell.get("fill-opacity", "")) for cell in cells] == [0.75, 0.25, 0.0, 0.0]
+    assert [text.text for text in drawing(of).iter("text") if "count" in text.get("class", "")] == ["3", "1"]
+
+
+@pytest.mark.parametrize("size", [1, 40])
+def test_names_beside_a_matrix_stay_on_the_drawing(size: int) -> None:
+    names = [f"a rather long name of a class, number {number}" for number in range(size)]
+    of = page.matrix_chart("t", names, [[1] * size] * size, row_label="class", column_label="taken for")
+    cells = [cell for cell in drawing(of).iter("rect") if "cell" in cell.get("class", "")]
+    assert max(float(cell.get("x", "")) + float(cell.get("width", "")) for cell in cells) <= page.MATRIX_SIDE
+    for text in drawing(of).iter("text"):
+        if text.get("text-anchor") == "end":
+            font = float(text.get("style", "").removeprefix("font-size:").removesuffix("px"))
+            assert float(text.get("x", "")) > 0.6 * font * len(text.text or "")
+
+
+def test_series_can_share_a_colour() -> None:
+    one, other = series((1, 50)), series((2, 60), name="other")
+    shared = page.scatter_chart("t", [one, dataclasses.replace(other, colour=0)], x_label="x", y_label="y")
+    assert shared.count('<g class="series k0 filled">') == 2
+    assert '<g class="series k1 filled">' in chart(one, other)
 
 
 def test_counts_have_whole_ticks() -> None:
