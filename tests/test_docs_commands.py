@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from joblib.externals.loky import get_reusable_executor
 
 import vidmodels.cli
 import vidprep.cli
@@ -109,6 +110,7 @@ def run(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> R
         with monkeypatch.context() as patched:
             patched.chdir(folder)
             patched.setattr(sys, "argv", list(words))
+            get_reusable_executor().shutdown(wait=True)  # its processes stay in the folder that they began in
             if words[0] in MAINS:
                 status = MAINS[words[0]]()
             elif words[0] == "scripts/reproduce":
@@ -130,17 +132,15 @@ class Worlds:
 
     def __init__(self, base: Path) -> None:
         self.base = base
+        self.made: set[str] = set()
 
     def copy(self, name: str, target: Path, run: Run) -> Path:
         """A copy of a world to work in."""
-        made = self.base / name
-        if not made.exists():
-            making = self.base / f"{name}.part"
-            shutil.rmtree(making, ignore_errors=True)
-            making.mkdir()
-            self._make(name, making, run)
-            making.rename(made)
-        shutil.copytree(made, target, symlinks=True)
+        if name not in self.made:
+            (self.base / name).mkdir()
+            self._make(name, self.base / name, run)
+            self.made.add(name)
+        shutil.copytree(self.base / name, target, symlinks=True)
         return target
 
     def _make(self, name: str, folder: Path, run: Run) -> None:
@@ -193,6 +193,7 @@ class Worlds:
         (folder / "folder").mkdir()
         shutil.copy(other, folder / "folder")
         shutil.copy(one, folder / "clip.mp4")
+        (folder / "ROOT").symlink_to("videos")
 
     def _make_runs(self, folder: Path, run: Run) -> None:
         for name, recipe in {
