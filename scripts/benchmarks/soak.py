@@ -45,8 +45,8 @@ def main() -> None:
     slope = float(np.polyfit(minutes[is_late], own[is_late], 1)[0])
     peaks = [part.max() for part in np.array_split(own, 3)]
     summary = (
-        f"{num_clips} clips in {minutes[-1]:.1f} min; its own memory: {slope:+.2f} MiB a minute in the last two thirds, "
-        f"peaks of the thirds {peaks[0]:.0f}, {peaks[1]:.0f} and {peaks[2]:.0f} MiB"
+        f"{num_clips} clips in {minutes[-1]:.1f} min; its own memory: {slope:+.2f} MiB a minute in the last two "
+        f"thirds, peaks of the thirds {peaks[0]:.0f}, {peaks[1]:.0f} and {peaks[2]:.0f} MiB"
     )
     draw(series, arguments.png, title=summary)
     print(summary)
