@@ -28,7 +28,7 @@ PACKAGES = ("av", "simplejpeg", "torch", "torchvision", "webdataset", "pillow", 
 NUM_FRAME_CLIPS, CLIP_LENGTH, NUM_VIDEOS = 400, 8, 48
 SECONDS = 1.5
 """Of CPU time, for a round."""
-COMPARED = ("limit", "vidprep", "webdataset_pil", "dali_cpu")
+COMPARED = ("limit", "vidprep", "webdataset_pil", "webdataset_pil_numpy", "dali_cpu")
 
 
 def run(*, rounds: int) -> tuple[dict[str, Ratio], dict[str, object]]:
