@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -103,9 +104,11 @@ measure_loading(task, rounds=1000, seconds=0.05, backends=sys.argv[2:], say=lamb
 def descendants(pid: int) -> set[int]:
     """Processes that `pid` started, and theirs."""
     found: set[int] = set()
-    for task in Path(f"/proc/{pid}/task").iterdir():
-        children = {int(child) for child in (task / "children").read_text().split()}
-        found |= children.union(*map(descendants, children))
+    with suppress(FileNotFoundError, ProcessLookupError):  # a thread or a process that ends meanwhile
+        for task in Path(f"/proc/{pid}/task").iterdir():
+            with suppress(FileNotFoundError, ProcessLookupError):
+                children = {int(child) for child in (task / "children").read_text().split()}
+                found |= children.union(*map(descendants, children))
     return found
 
 
