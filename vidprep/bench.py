@@ -2,15 +2,19 @@
 
 Every backend delivers the same clips in batches of the same kind, in a process of its own, on the same cores:
 
-    limit            the decoder alone: compressed data in memory, each thread decodes into memory of its own
-    vidprep          `make_loader`: threads that decode straight into the batch
-    dataloader       the same data set in `torch.utils.data.DataLoader`: worker processes
-    webdataset_pil   webdataset as its documentation shows it: shards and a buffer of 1000 samples are shuffled, PIL
-                     decodes the frames that are wanted, batches by default collation, in a DataLoader (frames)
-    dali_cpu         DALI: readers.webdataset, shuffling through its buffer of 1024 samples, and decoders.image on the
-                     CPU, all else as it is by default (frames; where it is installed)
+    limit                  the decoder alone: compressed data in memory, each thread decodes into memory of its own
+    vidprep                `make_loader`: threads that decode straight into the batch
+    dataloader             the same data set in `torch.utils.data.DataLoader`: worker processes
+    webdataset_pil         webdataset as its README and its examples show it: shards and a buffer of 1000 samples are
+                           shuffled, `decode("pil")`, torchvision's transforms for each frame, `torch.stack`,
+                           `batched`, in a WebLoader, which is a DataLoader (frames)
+    webdataset_pil_numpy   the same with less work: PIL is called directly, NumPy stacks the frames of a clip, and
+                           PyTorch's `default_collate` puts batches together in shared memory (frames)
+    dali_cpu               DALI: readers.webdataset, shuffling through its buffer of 1024 samples, and decoders.image on
+                           the CPU, all else as it is by default (frames; where it is installed)
 
-All but the limit shuffle, as training does; all take their number of workers from the task.
+All but the limit shuffle, as training does; all take their number of workers from the task, and decode only the frames
+that are wanted.
 
 Their rounds take turns, so that all see the same machine; between its rounds a backend is stopped, so that it neither
 disturbs the others nor works ahead unseen. Rates are given per second and per second of CPU time of all
@@ -34,6 +38,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import asdict, dataclass
+from functools import partial
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
@@ -46,7 +51,7 @@ from vidprep.index import read_samples
 
 __all__ = ["BACKENDS", "LoadRate", "LoadReport", "LoadTask", "measure_loading"]
 
-BACKENDS = ("limit", "vidprep", "dataloader", "webdataset_pil", "dali_cpu")
+BACKENDS = ("limit", "vidprep", "dataloader", "webdataset_pil", "webdataset_pil_numpy", "dali_cpu")
 """In the order in which they are shown."""
 
 MOST_WALL_SECONDS = 10
@@ -157,10 +162,10 @@ class LoadReport:
 
     def to_text(self) -> str:
         """The report as a table."""
-        lines = [self.title, f"{'backend':<16}{'clips/s':>10}{'clips/CPU s':>13}{'of limit':>10}{'peak MiB':>10}"]
+        lines = [self.title, f"{'backend':<22}{'clips/s':>10}{'clips/CPU s':>13}{'of limit':>10}{'peak MiB':>10}"]
         for backend, wall, cpu, share, mebibytes in self.rows():
             of_limit = "" if share is None else f"{share:.2f}"
-            lines.append(f"{backend:<16}{wall:>10.1f}{cpu:>13.1f}{of_limit:>10}{mebibytes:>10.0f}")
+            lines.append(f"{backend:<22}{wall:>10.1f}{cpu:>13.1f}{of_limit:>10}{mebibytes:>10.0f}")
         lines += [f"{backend}: left out, it {reason}" for backend, reason in self.left_out.items()]
         return "\n".join(lines)
 
@@ -169,7 +174,7 @@ class LoadReport:
         from PIL import Image, ImageDraw, ImageFont
 
         font, small = ImageFont.load_default(size=18), ImageFont.load_default(size=14)
-        left, top, step, length = 190, 80, 46, 560
+        left, top, step, length = 250, 80, 46, 560
         picture = Image.new("RGB", (left + length + 250, top + step * len(self.rates) + 40), "white")
         pen = ImageDraw.Draw(picture)
         pen.text((20, 16), self.title, fill="black", font=small)
@@ -392,10 +397,25 @@ _PR_SET_PDEATHSIG = 1
 """Of Linux' `prctl`."""
 
 
+def _end_with_parent() -> None:
+    """Have this process killed as soon as the one that started it ends, however that ends.
+
+    Between its rounds a backend is stopped with all its processes. A stopped process notices nothing: it would stay for
+    good where the one that measures is killed.
+    """
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def _begin_worker(worker: int, *, parent: int) -> None:
+    """Set up a worker process of a DataLoader, which process `parent` started."""
+    _end_with_parent()
+    if os.getppid() != parent:  # it ended before it could be watched
+        os._exit(1)
+
+
 def _serve(backend: str, task: LoadTask) -> None:
     """Load batches for as much CPU time as each line of the standard input says, and answer how many clips they had."""
-    # One that is stopped would outlive the process that started it, had this one not asked to be killed with it.
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    _end_with_parent()
     batches = _STREAMS[backend](task)
     next(batches)  # makes ready
     for line in sys.stdin:
@@ -488,6 +508,7 @@ def _dataloader(task: LoadTask) -> Iterator[int]:
         num_workers=task.workers,
         collate_fn=Batch.stack,
         persistent_workers=True,
+        worker_init_fn=partial(_begin_worker, parent=os.getpid()),
     )
     while True:
         for batch in loader:
@@ -497,21 +518,49 @@ def _dataloader(task: LoadTask) -> Iterator[int]:
 def _webdataset_pil(task: LoadTask) -> Iterator[int]:
     import torch
     import webdataset
+    from torchvision import transforms
+
+    dataset = task.dataset()
+    settings = dataset.make.settings
+    steps: list[Any] = [] if task.whole_frames else [transforms.Resize(task.resize), transforms.CenterCrop(task.crop)]
+    if task.dtype == "float32":
+        steps += [transforms.ToTensor(), transforms.Normalize(mean=settings.mean, std=settings.std)]
+    else:
+        steps += [transforms.PILToTensor()]
+    transform = transforms.Compose(steps)
+
+    def keep_wanted(sample: dict[str, Any]) -> dict[str, Any]:
+        wanted = _wanted_names(sample, settings)
+        return {"__wanted__": wanted, "json": sample["json"], **{name: sample[name] for name in wanted}}
+
+    def make_sample(sample: dict[str, Any]) -> tuple[torch.Tensor, int]:
+        clip = torch.stack([transform(sample[name]) for name in sample["__wanted__"]])
+        return clip, sample["json"]["labels"][0]
+
+    urls = _urls(task, dataset)
+    source = webdataset.WebDataset(urls, shardshuffle=len(urls), empty_check=False)
+    source = source.shuffle(1000).map(keep_wanted).decode("pil").map(make_sample).batched(task.batch_size)
+    loader: Any = webdataset.WebLoader(source, **_worker_options(task, urls))
+    while True:
+        for _, labels in loader:
+            yield len(labels)
+
+
+def _webdataset_pil_numpy(task: LoadTask) -> Iterator[int]:
+    import torch
+    import webdataset
     from PIL import Image
     from torch.utils.data import DataLoader, default_collate
     from torchvision.transforms.v2 import functional as F
 
     dataset = task.dataset()
     settings = dataset.make.settings
-    urls = [str(Path(task.folder) / shard.name) for shard in dataset.manifest.shards]
     mean, std = list(settings.mean), list(settings.std)
 
     def clip_of(sample: dict[str, Any]) -> tuple[torch.Tensor, int]:
-        names = sorted(name for name in sample if name.endswith(".jpg"))
-        wanted = settings.indices(len(names), None).reshape(-1)
         frames = []
-        for at in wanted:
-            picture = Image.open(io.BytesIO(sample[names[at]])).convert("RGB")
+        for name in _wanted_names(sample, settings):
+            picture = Image.open(io.BytesIO(sample[name])).convert("RGB")
             if task.whole_frames:
                 frames.append(np.asarray(picture))
                 continue
@@ -526,16 +575,33 @@ def _webdataset_pil(task: LoadTask) -> Iterator[int]:
             clip = F.normalize(F.to_dtype(clip, torch.float32, scale=True), mean, std)
         return clip, int(json.loads(sample["json"])["labels"][0])
 
+    urls = _urls(task, dataset)
     source = webdataset.WebDataset(urls, shardshuffle=len(urls), empty_check=False).shuffle(1000).map(clip_of)
-    loader: Any = DataLoader(
-        source.batched(task.batch_size, collation_fn=default_collate),
-        batch_size=None,
-        num_workers=min(task.workers, len(urls)),
-        persistent_workers=True,
-    )
+    batches = source.batched(task.batch_size, collation_fn=default_collate)
+    loader: Any = DataLoader(batches, **_worker_options(task, urls))
     while True:
         for _, labels in loader:
             yield len(labels)
+
+
+def _urls(task: LoadTask, dataset: Any) -> list[str]:
+    return [str(Path(task.folder) / shard.name) for shard in dataset.manifest.shards]
+
+
+def _wanted_names(sample: dict[str, Any], settings: Any) -> list[str]:
+    """The frames of a clip, by their names in a sample of webdataset; a name may repeat."""
+    names = sorted(name for name in sample if name.endswith(".jpg"))
+    return [names[at] for at in settings.indices(len(names), None).reshape(-1)]
+
+
+def _worker_options(task: LoadTask, urls: list[str]) -> dict[str, Any]:
+    """Of a DataLoader whose data set makes the batches; no more workers than shards, which they share."""
+    return {
+        "batch_size": None,
+        "num_workers": min(task.workers, len(urls)),
+        "persistent_workers": True,
+        "worker_init_fn": partial(_begin_worker, parent=os.getpid()),
+    }
 
 
 def _dali_cpu(task: LoadTask) -> Iterator[int]:
@@ -547,7 +613,7 @@ def _dali_cpu(task: LoadTask) -> Iterator[int]:
     first = read_samples(Path(task.folder), task.split)[0]
     names = [member.name for member in first.members if member.name != "json"]
     is_resized = not task.whole_frames and any(min(row.width, row.height) != task.resize for row in dataset.rows)
-    urls = [str(Path(task.folder) / shard.name) for shard in dataset.manifest.shards]
+    urls = _urls(task, dataset)
 
     @dali.pipeline_def(batch_size=task.batch_size, num_threads=task.workers, device_id=None)  # type: ignore[untyped-decorator]
     def clips() -> Any:
@@ -581,6 +647,7 @@ _STREAMS: dict[str, Callable[[LoadTask], Iterator[int]]] = {
     "vidprep": _vidprep,
     "dataloader": _dataloader,
     "webdataset_pil": _webdataset_pil,
+    "webdataset_pil_numpy": _webdataset_pil_numpy,
     "dali_cpu": _dali_cpu,
 }
 """Each loads batches, epoch after epoch without an end, and says how many clips each has."""

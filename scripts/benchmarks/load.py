@@ -2,7 +2,8 @@
 
 Frame shards hold 400 clips of 8 JPEG frames of 342x256 px, video shards 48 H.264 clips of 300 frames of 340x256 px.
 The ratios `frames_vs_...` are of batches of 16 clips of whole frames, as bytes; `..._crops` are of their crops
-of 224x224 px, and `..._crops_float32` of these as normalised floats. `videos_vs_decoder` is of crops as bytes.
+of 224x224 px, and `..._crops_float32` of these as normalised floats. `videos_vs_decoder` is of crops as bytes. What the
+others do is told in `vidprep.bench`. Five rounds are about six minutes of CPU time.
 """
 
 import os
@@ -28,7 +29,7 @@ PACKAGES = ("av", "simplejpeg", "torch", "torchvision", "webdataset", "pillow", 
 NUM_FRAME_CLIPS, CLIP_LENGTH, NUM_VIDEOS = 400, 8, 48
 SECONDS = 1.5
 """Of CPU time, for a round."""
-COMPARED = ("limit", "vidprep", "webdataset_pil", "dali_cpu")
+COMPARED = ("limit", "vidprep", "webdataset_pil", "webdataset_pil_numpy", "dali_cpu")
 
 
 def run(*, rounds: int) -> tuple[dict[str, Ratio], dict[str, object]]:

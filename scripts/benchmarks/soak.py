@@ -3,12 +3,14 @@
     python -m scripts.benchmarks.soak --minutes 30 --png soak.png --csv soak.csv
 
 Epoch after epoch, videos and frames of seven sizes are loaded as batches of three sizes, floats and bytes, some of them
-broken off in the middle. Recorded are the resident memory of the process and the part that is its own: without the
-pages of files (code and libraries) that it shares with the system. The slope of its own memory over the second half of
-the time is printed.
+broken off in the middle. Recorded are the resident memory of the process; the part that is its own: without the pages
+of files (code and libraries) that it shares with the system; and of that, what C code took from glibc and has not given
+back: the rest is Python's objects and what `malloc` keeps for later, in pieces. The slopes over the last two
+thirds of the time are printed: the last 20 of 30 minutes.
 """
 
 import argparse
+import ctypes
 import tempfile
 import time
 from itertools import cycle, product
@@ -38,21 +40,22 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         series, num_clips = load_for(60 * arguments.minutes, _shards(Path(folder)))
     if arguments.csv is not None:
-        rows = "".join(f"{seconds:.1f},{own:.1f},{resident:.1f}\n" for seconds, own, resident in series)
-        arguments.csv.write_text(f"seconds,anonymous_mib,rss_mib\n{rows}", encoding="utf-8")
-    later = np.array(series[len(series) // 2 :])
-    slope = float(np.polyfit(later[:, 0] / 60, later[:, 1], 1)[0])
-    half = later[: len(later) // 2, 1].max(), later[len(later) // 2 :, 1].max()
+        rows = "".join(",".join(f"{value:.1f}" for value in row) + "\n" for row in series)
+        arguments.csv.write_text(f"seconds,in_use_mib,anonymous_mib,rss_mib\n{rows}", encoding="utf-8")
+    seconds, in_use, own, _ = np.array(series).T
+    is_late = seconds >= seconds[-1] / 3
+    slopes = [float(np.polyfit(seconds[is_late] / 60, kind[is_late], 1)[0]) for kind in (own, in_use)]
+    peaks = [part.max() for part in np.array_split(own, 3)]
     summary = (
-        f"{num_clips} clips in {series[-1][0] / 60:.1f} min; its own memory in the second half: {slope:+.2f} MiB a "
-        f"minute, peaks {half[0]:.0f} and {half[1]:.0f} MiB"
+        f"{num_clips} clips in {seconds[-1] / 60:.1f} min; last two thirds: own memory {slopes[0]:+.2f}, in use "
+        f"{slopes[1]:+.2f} MiB a minute; peaks of the thirds {peaks[0]:.0f}, {peaks[1]:.0f} and {peaks[2]:.0f} MiB"
     )
     draw(series, arguments.png, title=summary)
     print(summary)
 
 
-Series = list[tuple[float, float, float]]
-"""(seconds, MiB of its own, resident MiB) every second."""
+Series = list[tuple[float, float, float, float]]
+"""(seconds, MiB in use, MiB of its own, resident MiB) every second."""
 
 
 def load_for(seconds: float, folders: dict[str, Path]) -> tuple[Series, int]:
@@ -90,7 +93,7 @@ def draw(series: Series, path: Path, *, title: str) -> None:
     width, height, left, top = 900, 420, 80, 60
     picture = Image.new("RGB", (width, height), "white")
     pen, font = ImageDraw.Draw(picture), ImageFont.load_default(size=14)
-    highest = max(resident for _, _, resident in series) * 1.1
+    highest = max(resident for *_, resident in series) * 1.1
     longest = max(series[-1][0], 1.0)
 
     def place(seconds: float, mebibytes: float) -> tuple[float, float]:
@@ -104,9 +107,10 @@ def draw(series: Series, path: Path, *, title: str) -> None:
         pen.text((14, y - 8), f"{mebibytes:.0f} MiB", fill="#555555", font=font)
         x = place(longest * share / 4, 0)[0]
         pen.text((x - 20, height - 40), f"{longest * share / 4 / 60:.1f} min", fill="#555555", font=font)
-    pen.line([place(seconds, resident) for seconds, _, resident in series], fill="#b0b0b0", width=2)
-    pen.line([place(seconds, own) for seconds, own, _ in series], fill="#1f77b4", width=2)
-    pen.text((20, 36), "blue: its own (anonymous) memory; grey: with pages of files (RSS)", fill="#555555", font=font)
+    for column, colour in ((3, "#b0b0b0"), (2, "#1f77b4"), (1, "#2ca02c")):
+        pen.line([place(row[0], row[column]) for row in series], fill=colour, width=2)
+    explanation = "blue: its own (anonymous) memory; grey: with pages of files (RSS); green: in use, of malloc's"
+    pen.text((20, 36), explanation, fill="#555555", font=font)
     picture.save(path, format="PNG")
 
 
@@ -130,11 +134,24 @@ def _shards(root: Path) -> dict[str, Path]:
     return {content: root / content for content in ("video", "frames")}
 
 
-def _mebibytes() -> tuple[float, float]:
-    """(anonymous, resident)."""
+class _Mallinfo2(ctypes.Structure):
+    """Of all arenas, in bytes; see mallinfo(3)."""
+
+    _names = "arena ordblks smblks hblks hblkhd usmblks fsmblks uordblks fordblks keepcost"
+    _fields_ = [(name, ctypes.c_size_t) for name in _names.split()]
+
+
+_libc = ctypes.CDLL("libc.so.6")
+_libc.mallinfo2.restype = _Mallinfo2
+
+
+def _mebibytes() -> tuple[float, float, float]:
+    """(in use, anonymous, resident)."""
     lines = (line.split() for line in Path("/proc/self/status").read_text(encoding="utf-8").splitlines())
     kibibytes = {name: int(values[0]) for name, *values in lines if name in ("RssAnon:", "VmRSS:")}
-    return kibibytes["RssAnon:"] / 1024, kibibytes["VmRSS:"] / 1024
+    malloc = _libc.mallinfo2()
+    in_use = (malloc.uordblks + malloc.hblkhd) / 2**20
+    return in_use, kibibytes["RssAnon:"] / 1024, kibibytes["VmRSS:"] / 1024
 
 
 if __name__ == "__main__":

@@ -247,7 +247,11 @@ class Window:
         cut: NDArray[Any] = part
         if (self.height, self.width) != (self.new_height, self.new_width):
             cut = self._resize(part)
-        return cut[:, ::-1] if self.is_flipped else cut
+        if not self.is_flipped:
+            return cut
+        # NumPy copies mirrored bytes one by one, PyTorch a vector at a time: ten times as quick. Where floats are made
+        # of them, that goes colour by colour anyway.
+        return cut[:, ::-1] if self.is_normalised else torch.from_numpy(cut).flip(1).numpy()
 
     def _resize(self, part: NDArray[np.uint8]) -> NDArray[Any]:
         # The kernel wants the colours of a pixel side by side, without gaps between the rows.

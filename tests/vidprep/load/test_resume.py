@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Callable
+from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
 
@@ -123,7 +124,7 @@ def test_order_and_content_are_the_same_for_any_number_of_processes_and_threads(
 
 
 @pytest.mark.parametrize("content", ["frames", "video"])
-def test_clips_of_shards_are_the_same_bytes_for_any_number_of_processes_and_threads(
+def test_clips_of_shards_are_the_same_bytes_in_the_same_order_for_any_number_of_processes_and_threads(
     tmp_path: Path, content: Literal["frames", "video"]
 ) -> None:
     videos = [Video(video_id=f"v{k:02d}", labels=(k % 8,)) for k in range(24)]
@@ -133,16 +134,21 @@ def test_clips_of_shards_are_the_same_bytes_for_any_number_of_processes_and_thre
     dataset = ShardDataset(folder, train=True, num_frames=4, resize=48, crop=40, seed=3)
     dataset.set_epoch(2)
     alone = {sample.video_id: sample.frames.clone() for sample in map(dataset.__getitem__, range(24))}
+    expected: list[str] = []
     for world_size in (1, 2, 3, 8):
         for workers in (1, 2, 5):
-            batches = []
-            for loader in loaders(dataset, world_size=world_size, workers=workers, batch_size=24 // world_size // 2):
+            group = loaders(dataset, world_size=world_size, workers=workers, batch_size=24 // world_size // 2)
+            for loader in group:
                 loader.set_epoch(2)
-                batches += list(loader)
-            assert sorted(name for batch in batches for name in batch.video_id) == sorted(alone)
-            for batch in batches:
-                for name, frames in zip(batch.video_id, batch.frames, strict=True):
-                    assert torch.equal(frames, alone[name])
+            order: list[str] = []
+            for batches in zip(*group, strict=True):
+                order += chain.from_iterable(zip(*(batch.video_id for batch in batches), strict=True))
+                for batch in batches:
+                    for name, frames in zip(batch.video_id, batch.frames, strict=True):
+                        assert torch.equal(frames, alone[name])
+            expected = expected or order
+            assert order == expected
+            assert sorted(order) == sorted(alone)
 
 
 WORLD_SIZES = st.sampled_from([1, 2, 3, 8])
