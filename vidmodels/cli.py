@@ -1,4 +1,4 @@
-"""`vidmodels list | show | train | cache | eval | curve | report | detect | predict | convert | cost | verify`.
+"""`vidmodels list | show | train | cache | eval | curve | report | detect | predict | export | convert | cost | ...`.
 
 What takes long to import is imported by the command that needs it: `--help` answers at once.
 """
@@ -427,6 +427,37 @@ def predict(
         write_atomically(json_file, lambda file: file.write(lines.encode()))
     if any(prediction.fault for prediction in predictions):
         raise typer.Exit(1)
+
+
+@app.command()
+def export(
+    target: Annotated[Path, typer.Argument(metavar="RUN|CHECKPOINT", help="A run folder or a weight file.")],
+    out: Annotated[Path, typer.Option(metavar="FILE", help="model.onnx, or model.pt2 for torch.export.load.")],
+    recipe: Annotated[str | None, typer.Option(metavar="NAME|FILE", help="For a file that brings no recipe.")] = None,
+    overrides: Overrides = None,
+    form: Annotated[str, typer.Option(help="trainable computes everything; dynamic skips.")] = "trainable",
+    clips: Annotated[str, typer.Option(metavar="dynamic|N", help="Clips of a call: any number, or N.")] = "dynamic",
+    opset: Annotated[int | None, typer.Option(min=18, help="Of ONNX; by default what PyTorch writes best.")] = None,
+    tolerance: Annotated[
+        float, typer.Option(help="Largest difference allowed in the check, over the largest logit.")
+    ] = 1e-4,
+) -> None:
+    """Write a model for other programs, as ONNX or torch.export, and check that it gives what the model gives."""
+    from vidmodels.export import export_model
+    from vidmodels.runs import find_run
+
+    if clips != "dynamic" and not clips.isdecimal():
+        raise UsageError(f"--clips is a number from 1 on, or dynamic; got {clips}.")
+    done = export_model(
+        find_run(target, recipe=recipe, overrides=overrides or ()),
+        out,
+        form=form,  # type: ignore[arg-type]  # checked there
+        clips=None if clips == "dynamic" else int(clips),
+        opset=opset,
+        tolerance=tolerance,
+    )
+    for line in done.lines:
+        typer.echo(line)
 
 
 @app.command()

@@ -7,12 +7,10 @@ from pathlib import Path
 
 import torch
 
-from vidmodels.checkpoints import read_metadata
-from vidmodels.data import clips_of_file, known_classes
+from vidmodels.data import clips_of_file
 from vidmodels.evaluate import choose_device, mean_probabilities
 from vidmodels.methods import METHODS
-from vidmodels.runs import Run, load_model
-from vidprep.datasets import DATASETS, class_names
+from vidmodels.runs import Run, class_names, load_model
 from vidprep.datasets.files import is_video_name
 from vidprep.errors import CorruptVideo, UsageError
 
@@ -111,19 +109,13 @@ def predict(run: Run, videos: Sequence[Path], *, top: int = 5, device: str | Non
 
 
 def _classes(run: Run) -> tuple[str, ...]:
-    """By the model's numbers: as the weights say, or as vidprep knows them of the data set."""
-    names = read_metadata(run.weights).get("classes")
-    if names is not None:
-        return tuple(json.loads(names))
-    data = run.recipe.data
-    info = DATASETS.get(data.dataset)
-    if info is None or (known_classes(data) or info.num_classes) != info.num_classes or not info.num_classes:
+    names = class_names(run)
+    if names is None:
         raise UsageError(
-            f"{run.weights}: does not say what its classes are called, and data set {data.dataset} is not one of "
-            "vidprep's; give weights that `vidmodels train` wrote."
+            f"{run.weights}: does not say what its classes are called, and data set {run.recipe.data.dataset} is not "
+            "one of vidprep's; give weights that `vidmodels train` wrote."
         )
-    names_of_set = class_names(info)[0]
-    return tuple(sorted(names_of_set)) if data.class_order == "sorted" else names_of_set
+    return names
 
 
 def _bar(value: float) -> str:

@@ -11,12 +11,14 @@ import torch
 from torch import Tensor, nn
 
 from vidmodels.checkpoints import CheckpointError, load_checkpoint, load_into, read_metadata
+from vidmodels.data import known_classes
 from vidmodels.methods import METHODS
 from vidmodels.recipes import load_recipe, read_recipe
 from vidmodels.types import Recipe
+from vidprep import datasets
 from vidprep.errors import UsageError, VidprepError
 
-__all__ = ["Run", "find_run", "load_model", "read_facts", "select_weights"]
+__all__ = ["Run", "class_names", "find_run", "load_model", "read_facts", "select_weights"]
 
 logger = logging.getLogger(__name__)
 
@@ -76,6 +78,23 @@ def find_run(target: Path, *, recipe: str | None = None, overrides: Sequence[str
     facts = folder / "run.json"
     data = Path(read_facts(facts)["data"]) if facts.exists() else None
     return Run(name=name, recipe=loaded, weights=weights, data=data)
+
+
+def class_names(run: Run) -> tuple[str, ...] | None:
+    """What the classes are called, by the model's numbers: as the weights say, or vidprep; None: neither knows.
+
+    Raises:
+        UsageError: no such file of weights.
+    """
+    names = read_metadata(run.weights).get("classes")
+    if names is not None:
+        return tuple(json.loads(names))
+    data = run.recipe.data
+    info = datasets.DATASETS.get(data.dataset)
+    if info is None or (known_classes(data) or info.num_classes) != info.num_classes or not info.num_classes:
+        return None
+    names_of_set = datasets.class_names(info)[0]
+    return tuple(sorted(names_of_set)) if data.class_order == "sorted" else names_of_set
 
 
 def read_facts(path: Path) -> dict[str, Any]:

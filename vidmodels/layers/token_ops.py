@@ -12,7 +12,7 @@ __all__ = ["at_least_float32", "full_precision", "gather_rows"]
 
 def gather_rows(x: Tensor, index: Tensor) -> Tensor:
     """x[i, index[i, j]] for (n, s, ...) and (n, k): whole rows are copied, several times faster than a gather."""
-    offsets = torch.arange(len(x), device=index.device)[:, None] * x.shape[1]
+    offsets = torch.arange(x.shape[0], device=index.device)[:, None] * x.shape[1]
     return x.flatten(0, 1).index_select(0, (index + offsets).flatten()).view(*index.shape, *x.shape[2:])
 
 
