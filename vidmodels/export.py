@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -125,7 +126,7 @@ def export_model(
             _write_onnx(program, part / out.name, facts=facts, outputs=traced.names, opset=opset)
             call, checked_by = _onnx_runner(part / out.name), "onnxruntime"
         else:
-            torch.export.save(program, part / out.name, extra_files={FACTS_FILE: json.dumps(facts)})
+            _write_program(program, part / out.name, facts=facts)
             call, checked_by = _program_runner(part / out.name), "torch.export.load"
         difference, scale, num_checked = _compare(call, traced, run, CHECKED_CLIPS if clips is None else (clips,))
         if not difference <= tolerance * scale:  # nor is NaN
@@ -290,6 +291,16 @@ def _write_onnx(
     onnx.checker.check_model(str(path))
 
 
+def _write_program(program: torch.export.ExportedProgram, path: Path, *, facts: Mapping[str, str]) -> None:
+    try:
+        with _quiet():
+            torch.export.save(program, path, extra_files={FACTS_FILE: json.dumps(facts)})
+    except Exception as error:  # foreign code that fails in any way
+        raise ExportError(
+            f"{facts['method']}/{facts['recipe_name']}: cannot be saved as a torch program ({_first(error)})."
+        ) from error
+
+
 def _name_clips_axis(graph: Any) -> None:
     """Call the open axis "clips" wherever the tracer's own name for it stands, such as in 8*s41."""
     traced = graph.input[0].type.tensor_type.shape.dim[0].dim_param
@@ -305,6 +316,7 @@ def _translations() -> dict[Callable[..., Any], Callable[..., Any]]:
     """Operators that PyTorch's own translation does not know. ONNX's TopK gives equal values in the order of their
     places, which is a stable sort.
     """
+    import onnx
     from onnxscript import opset18
 
     op: Any = opset18  # its types are those of numbers, not of the names in a graph
@@ -320,8 +332,21 @@ def _translations() -> dict[Callable[..., Any], Callable[..., Any]]:
         is_below = op.Less(op.Unsqueeze(ascending, minus(2)), op.Unsqueeze(values, minus(1)))
         return op.ReduceSum(op.Cast(is_below, to=INT64), minus(1), keepdims=0)
 
+    def cummax(x: Any, dim: int) -> Any:
+        size = int(x.shape[-1])
+        assert dim in (-1, len(x.shape) - 1)  # noqa: S101 - as the models call it
+        is_before = op.Constant(value=onnx.numpy_helper.from_array(np.tri(size, dtype=bool)))
+        first = op.Slice(x, op.Constant(value_ints=[0]), op.Constant(value_ints=[1]), minus(1))
+        earlier = op.Where(is_before, op.Unsqueeze(x, minus(2)), op.Unsqueeze(first, minus(2)))
+        largest = op.ReduceMax(earlier, minus(1), keepdims=0)
+        return largest, op.ArgMax(earlier, axis=-1, keepdims=0, select_last_index=1)
+
     aten = torch.ops.aten
-    return {aten.sort.stable: stable_sort, aten.searchsorted.Tensor: searchsorted}
+    return {
+        aten.sort.stable: stable_sort,
+        aten.searchsorted.Tensor: searchsorted,
+        aten.cummax.default: cummax,
+    }
 
 
 def _onnx_runner(path: Path) -> Callable[[Tensor], Sequence[Tensor]]:
@@ -381,7 +406,8 @@ def _first(error: BaseException) -> str:
     """What the innermost cause says first, without colours."""
     while error.__cause__ is not None:
         error = error.__cause__
-    text = re.sub(r"\x1b\[[0-9;]*m|<[^<>]*>", "", str(error)).strip()
+    text = re.sub(r"<OpOverload\(op='([^']*)'[^>]*>", r"\1", str(error))  # an operator by its name
+    text = re.sub(r"\x1b\[[0-9;]*m|<[^<>]*>", "", text).strip()
     return f"{type(error).__name__}: {' '.join((text.splitlines() or ['no reason given'])[0].split())[:200]}"
 
 

@@ -18,6 +18,8 @@ def gather_rows(x: Tensor, index: Tensor) -> Tensor:
 
 def full_precision(device_type: str) -> AbstractContextManager[Any]:
     """Without autocast, where there is one (the meta device has none): for decisions about tokens."""
+    if torch.compiler.is_exporting():
+        return nullcontext()  # nothing is under autocast there, and a file cannot hold the switch
     return torch.autocast(device_type, enabled=False) if is_autocast_available(device_type) else nullcontext()
 
 
