@@ -1,11 +1,13 @@
-"""`vidmodels list | show | train | cache | eval | curve | report | detect | predict | convert | cost | verify`.
+"""`vidmodels list | show | train | cache | eval | curve | report | detect | predict | export | convert | cost | ...`.
 
 What takes long to import is imported by the command that needs it: `--help` answers at once.
 """
 
 import json
 import os
-from collections.abc import Sequence
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -17,6 +19,7 @@ from vidprep.errors import UnknownName, UsageError, suggest
 if TYPE_CHECKING:
     from vidmodels.distributed import World
     from vidmodels.early_exit import Curve
+    from vidmodels.predict import Prediction
     from vidmodels.runs import Run
     from vidmodels.types import Method, Recipe
 
@@ -513,37 +516,103 @@ def report(
 
 @app.command()
 def predict(
-    videos: Annotated[list[Path], typer.Argument(metavar="VIDEO|FOLDER...", help="Files, or folders of them.")],
     checkpoint: Annotated[Path, typer.Option(metavar="RUN|FILE", help="A run folder or a weight file.")],
+    videos: Annotated[
+        list[Path] | None, typer.Argument(metavar="VIDEO|FOLDER...", help="Files, folders of them, or patterns.")
+    ] = None,
+    webcam: Annotated[
+        str | None, typer.Option(metavar="N|DEVICE|URL|FILE", help="Watch a camera (0, /dev/video0) until Ctrl-C.")
+    ] = None,
     recipe: Annotated[str | None, typer.Option(metavar="NAME|FILE", help="For a file that brings no recipe.")] = None,
     overrides: Overrides = None,
     top: Annotated[int, typer.Option(min=1, help="Classes of each video.")] = 5,
+    seconds: Annotated[
+        float, typer.Option(help="Of a camera: what a clip spans, for recipes whose clips span a whole video.")
+    ] = 4.0,
+    every: Annotated[float, typer.Option(help="Of a camera: seconds between predictions, if the model is fast.")] = 0.5,
     device: Device = None,
     json_file: Annotated[
-        Path | None, typer.Option("--json", metavar="FILE", help="Write a line of JSON for each video, too.")
+        Path | None,
+        typer.Option("--json", metavar="FILE", help="Write a line of JSON for each video, too; - for lines alone."),
     ] = None,
 ) -> None:
-    """Say what is in videos: the likeliest classes of each. Status 1 where one does not decode."""
-    from vidmodels.checkpoints import write_atomically
+    """Say what is in videos, or in front of a camera: the likeliest classes. Status 1 where one does not decode."""
     from vidmodels.predict import find_videos
     from vidmodels.predict import predict as predict_videos
     from vidmodels.runs import find_run
 
-    if json_file is not None and not json_file.absolute().parent.is_dir():
+    to_stdout = json_file == Path("-")
+    if json_file is not None and not to_stdout and not json_file.absolute().parent.is_dir():
         raise UsageError(f"{json_file}: its folder does not exist; make it first.")
-    found = find_videos(videos)
-    predictions = []
-    for prediction in predict_videos(
-        find_run(checkpoint, recipe=recipe, overrides=overrides or ()), found, top=top, device=device
-    ):
-        for line in prediction.lines:
-            typer.echo(line, err=bool(prediction.fault))
-        predictions.append(prediction)
-    if json_file is not None:
-        lines = "".join(prediction.to_json() + "\n" for prediction in predictions)
-        write_atomically(json_file, lambda file: file.write(lines.encode()))
-    if any(prediction.fault for prediction in predictions):
+    if bool(videos) == (webcam is not None):
+        raise UsageError("give either videos, or --webcam.")
+    if webcam is not None:
+        from vidmodels.live import watch
+
+        run = find_run(checkpoint, recipe=recipe, overrides=overrides or ())
+        predictions = watch(run, webcam, seconds=seconds, every=every, top=top, device=device)
+    else:
+        found = find_videos(videos or [])
+        run = find_run(checkpoint, recipe=recipe, overrides=overrides or ())
+        predictions = predict_videos(run, found, top=top, device=device)
+    faults = _print_predictions(predictions, json_file, is_live=webcam is not None)
+    if faults:
         raise typer.Exit(1)
+
+
+def _print_predictions(predictions: "Iterator[Prediction]", json_file: Path | None, *, is_live: bool) -> int:
+    """How many are faults. Lines of JSON go to their file as they come; Ctrl-C is how watching a camera ends."""
+    num_done = num_faults = 0
+    with ExitStack() as stack:
+        lines = None
+        if json_file is not None:
+            is_stdout = json_file == Path("-")
+            lines = sys.stdout if is_stdout else stack.enter_context(json_file.open("w", encoding="utf-8"))
+        if is_live:
+            stack.enter_context(suppress(KeyboardInterrupt))
+            typer.echo("watching; Ctrl-C ends it", err=True)
+        for prediction in predictions:
+            num_done += 1
+            num_faults += bool(prediction.fault)
+            if lines is not None:
+                print(prediction.to_json(), file=lines, flush=True)
+            if prediction.fault or lines is not sys.stdout:
+                for line in [prediction.short_line] if is_live else prediction.lines:
+                    typer.echo(line, err=bool(prediction.fault))
+    if is_live:
+        typer.echo(f"{num_done} predictions", err=True)
+    return num_faults
+
+
+@app.command()
+def export(
+    target: Annotated[Path, typer.Argument(metavar="RUN|CHECKPOINT", help="A run folder or a weight file.")],
+    out: Annotated[Path, typer.Option(metavar="FILE", help="model.onnx, or model.pt2 for torch.export.load.")],
+    recipe: Annotated[str | None, typer.Option(metavar="NAME|FILE", help="For a file that brings no recipe.")] = None,
+    overrides: Overrides = None,
+    form: Annotated[str, typer.Option(help="trainable computes everything; dynamic skips.")] = "trainable",
+    clips: Annotated[str, typer.Option(metavar="dynamic|N", help="Clips of a call: any number, or N.")] = "dynamic",
+    opset: Annotated[int | None, typer.Option(min=18, help="Of ONNX; by default what PyTorch writes best.")] = None,
+    tolerance: Annotated[
+        float, typer.Option(help="Largest difference allowed in the check, over the largest logit.")
+    ] = 1e-4,
+) -> None:
+    """Write a model for other programs, as ONNX or torch.export, and check that it gives what the model gives."""
+    from vidmodels.export import export_model
+    from vidmodels.runs import find_run
+
+    if clips != "dynamic" and not clips.isdecimal():
+        raise UsageError(f"--clips is a number from 1 on, or dynamic; got {clips}.")
+    done = export_model(
+        find_run(target, recipe=recipe, overrides=overrides or ()),
+        out,
+        form=form,  # type: ignore[arg-type]  # checked there
+        clips=None if clips == "dynamic" else int(clips),
+        opset=opset,
+        tolerance=tolerance,
+    )
+    for line in done.lines:
+        typer.echo(line)
 
 
 @app.command()

@@ -1,21 +1,25 @@
 """The clips of a recipe: one split of a shard folder, sampled and cropped as the recipe says."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TypedDict, Unpack
 
+import numpy as np
+import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from vidmodels.types import Data, Recipe
 from vidprep.datasets import DATASETS
 from vidprep.errors import UsageError
-from vidprep.load.dataset import ClipDataset, ClipOptions
+from vidprep.load.dataset import ClipDataset, ClipOptions, ClipSettings
 from vidprep.load.shards import ShardDataset
 from vidprep.load.transforms import CropPlacement
 from vidprep.sampling import ClipPlacement, Short
 from vidprep.types import Video
 
-__all__ = ["clip_of_file", "clips_of_file", "known_classes", "open_split", "open_test_split"]
+__all__ = ["clip_of_file", "clip_of_frames", "clips_of_file", "known_classes", "open_split", "open_test_split"]
 
 
 class _Changes(TypedDict, total=False):
@@ -89,6 +93,19 @@ def clips_of_file(recipe: Recipe, video: Path) -> Tensor:
         CorruptVideo: it does not decode.
     """
     return _views_of_file(video, {**_options(recipe), **_test_changes(recipe)})
+
+
+def clip_of_frames(recipe: Recipe, frames: Sequence[NDArray[np.uint8]]) -> Tensor:
+    """The central clip and crop of frames at hand, (t, c, h, w), as if they were a whole video.
+
+    Args:
+        recipe: which of them are taken, and how they are cropped.
+        frames: (h, w, 3) RGB each, of one size, at least one.
+    """
+    options: ClipOptions = {**_options(recipe), "resize": recipe.eval_resize, "crop": recipe.eval_crop}
+    settings = ClipSettings(**options)
+    chosen = np.stack([frames[index] for index in settings.indices(len(frames), None)[0]])
+    return settings.eval_transform()(torch.from_numpy(chosen).permute(0, 3, 1, 2))[0]
 
 
 def _views_of_file(video: Path, options: ClipOptions) -> Tensor:

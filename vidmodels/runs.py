@@ -12,12 +12,14 @@ import torch
 from torch import Tensor, nn
 
 from vidmodels.checkpoints import CheckpointError, load_checkpoint, load_into, read_metadata
+from vidmodels.data import known_classes
 from vidmodels.methods import METHODS
 from vidmodels.recipes import load_recipe, read_recipe
 from vidmodels.types import Recipe
+from vidprep import datasets
 from vidprep.errors import UsageError, VidprepError
 
-__all__ = ["Run", "find_run", "find_variant", "load_model", "read_facts", "select_weights"]
+__all__ = ["Run", "class_names", "find_run", "find_variant", "load_model", "read_facts", "select_weights"]
 
 logger = logging.getLogger(__name__)
 
@@ -119,6 +121,23 @@ def _short(setting: str) -> str:
     """Without its table, or a recipe without its method: "model.prune_number=11" -> "prune_number=11"."""
     key, equals, value = setting.strip().partition("=")
     return f"{key.rpartition('.')[2]}={value}" if equals else key.rpartition("/")[2].removesuffix(".toml")
+
+
+def class_names(run: Run) -> tuple[str, ...] | None:
+    """What the classes are called, by the model's numbers: as the weights say, or vidprep; None: neither knows.
+
+    Raises:
+        UsageError: no such file of weights.
+    """
+    names = read_metadata(run.weights).get("classes")
+    if names is not None:
+        return tuple(json.loads(names))
+    data = run.recipe.data
+    info = datasets.DATASETS.get(data.dataset)
+    if info is None or (known_classes(data) or info.num_classes) != info.num_classes or not info.num_classes:
+        return None
+    names_of_set = datasets.class_names(info)[0]
+    return tuple(sorted(names_of_set)) if data.class_order == "sorted" else names_of_set
 
 
 def read_facts(path: Path) -> dict[str, Any]:

@@ -363,6 +363,8 @@ class Method:
     """None: no exits, all of a clip is always looked at."""
     features: Features | None = None
     """For training on cached features; None: it trains on clips only."""
+    export_obstacle: str = ""
+    """Why the dynamic form cannot be written down as a fixed list of operators; "": it can (`vidmodels export`)."""
 
 
 def _at_least(least: int, **values: float) -> None:

@@ -12,7 +12,10 @@ from tests.vidmodels.test_cli import call
 from vidmodels.checkpoints import load_checkpoint, save_weights
 from vidmodels.data import clips_of_file
 from vidmodels.methods import METHODS
+from vidmodels.predict import find_videos, predict
 from vidmodels.recipes import dump_recipe, load_recipe
+from vidmodels.runs import Run
+from vidprep.errors import UsageError
 
 RECIPE = load_recipe("taps/toy", [*TINY, "eval.num_clips=2"])
 CLASSES = ("zero", "one", "two", "drei")
@@ -86,3 +89,24 @@ def test_weights_that_do_not_name_their_classes_need_a_known_data_set(
     save_weights(nameless, load_checkpoint(weights), {"method": "taps", "recipe": dump_recipe(RECIPE)})
     assert call("predict", videos, "--checkpoint", nameless) == 2
     assert "does not say what its classes are called" in capsys.readouterr().err
+
+
+def test_a_pattern_stands_for_its_videos(videos: Path) -> None:
+    assert find_videos([videos / "**" / "*.mp4"]) == [videos / "b.mp4", videos / "deep" / "a.mp4"]
+    assert find_videos([videos / "?.mp4", videos / "deep"]) == [videos / "b.mp4", videos / "deep" / "a.mp4"]
+    with pytest.raises(UsageError, match=r"\*\.txt: no video fits this pattern"):
+        find_videos([videos / "*.txt"])
+
+
+def test_lines_of_json_alone_go_to_another_program(
+    weights: Path, videos: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert call("predict", videos / "*.mp4", "--checkpoint", weights, "--json", "-", "--device", "cpu") == 0
+    (line,) = capsys.readouterr().out.splitlines()
+    assert json.loads(line)["video"] == str(videos / "b.mp4")
+
+
+def test_a_detector_is_sent_to_its_own_command(tmp_path: Path) -> None:
+    detector = Run(name="x", recipe=load_recipe("rgtp_vitdet/toy"), weights=tmp_path / "x.safetensors", data=None)
+    with pytest.raises(UsageError, match=r"a detector finds boxes, .* use `vidmodels detect`"):
+        next(predict(detector, []))

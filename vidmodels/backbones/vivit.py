@@ -129,7 +129,7 @@ class SubModel(nn.Module):
             positions: (1, s + 1, d) instead of the stored ones.
         """
         positions = self.pos_embed if positions is None else positions
-        first = (self.cls_token + positions[:, :1]).expand(len(x), -1, -1)
+        first = (self.cls_token + positions[:, :1]).expand(x.shape[0], -1, -1)
         return torch.cat([first, x + positions[:, 1:]], dim=1)
 
     def forward(self, x: Tensor, positions: Tensor | None = None) -> Tensor:
@@ -201,7 +201,7 @@ class FactorisedViViT(nn.Module):
                 "for these"
             )
         tokens: Tensor = self.patch_embed(frames)
-        return tokens.view(len(tokens), -1, self.num_patches, tokens.shape[-1])
+        return tokens.view(tokens.shape[0], -1, self.num_patches, tokens.shape[-1])
 
     def positions(self) -> Tensor:
         """(1, p + 1, d): the spatial sub-model's positions, resized where they are stored for another grid."""

@@ -49,6 +49,8 @@ class FoldedNorms:
         mean, variance, num_batches = norm.running_mean, norm.running_var, norm.num_batches_tracked
         if mean is None or variance is None or num_batches is None or not norm.affine:
             raise ValueError("only batch norms with running statistics and a scale can be folded")
+        if torch.compiler.is_exporting() and layer in self._known:
+            return self._known[layer]  # of the call before: while a model is traced its tensors have no addresses
         # A training pass updates the statistics without raising their versions; that of the batch counter rises.
         sources: list[Tensor] = [layer.weight, norm.weight, norm.bias, mean, variance, num_batches]
         if layer.bias is not None:

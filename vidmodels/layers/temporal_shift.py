@@ -39,7 +39,7 @@ def temporal_shift(
         return x
     if mode not in get_args(ShiftMode):
         raise ValueError(f"no temporal shift {mode!r}; expected {', '.join(get_args(ShiftMode))}")
-    if len(x) % num_frames:
+    if x.shape[0] % num_frames:
         raise ValueError(f"{len(x)} frames are not whole clips of {num_frames}; give (n*t, c, h, w)")
     fold = x.shape[1] // shift_div
     clips = x.view(-1, num_frames, *x.shape[1:])

@@ -12,12 +12,14 @@ __all__ = ["at_least_float32", "full_precision", "gather_rows"]
 
 def gather_rows(x: Tensor, index: Tensor) -> Tensor:
     """x[i, index[i, j]] for (n, s, ...) and (n, k): whole rows are copied, several times faster than a gather."""
-    offsets = torch.arange(len(x), device=index.device)[:, None] * x.shape[1]
+    offsets = torch.arange(x.shape[0], device=index.device)[:, None] * x.shape[1]
     return x.flatten(0, 1).index_select(0, (index + offsets).flatten()).view(*index.shape, *x.shape[2:])
 
 
 def full_precision(device_type: str) -> AbstractContextManager[Any]:
     """Without autocast, where there is one (the meta device has none): for decisions about tokens."""
+    if torch.compiler.is_exporting():
+        return nullcontext()  # nothing is under autocast there, and a file cannot hold the switch
     return torch.autocast(device_type, enabled=False) if is_autocast_available(device_type) else nullcontext()
 
 

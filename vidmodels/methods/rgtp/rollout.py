@@ -193,7 +193,7 @@ def shift_heat(heat: Tensor, choice: Tensor, *, sources: Tensor) -> Tensor:
         choice: (n, p), from `offset_choice`.
         sources: `offset_sources` of the same grid and radius.
     """
-    return heat.gather(1, sources.expand(len(choice), -1, -1).gather(2, choice[..., None])[..., 0])
+    return heat.gather(1, sources.expand(choice.shape[0], -1, -1).gather(2, choice[..., None])[..., 0])
 
 
 def offset_sources(grid: tuple[int, int], *, radius: int = 1) -> Tensor:

@@ -410,7 +410,7 @@ class RgtpVivit(nn.Module):
         if kind == "ordinary":
             choice, shifted, kept = self.choose(embedding, _given(previous), _given(heat))
         elif kind == "reset":
-            kept = self._tables(embedding.device).pattern.expand(len(embedding), -1)
+            kept = self._tables(embedding.device).pattern.expand(embedding.shape[0], -1)
 
         first, *later = cast("list[Block]", list(spatial.blocks))
         x = spatial.with_class_token(embedding, self.backbone.positions())
@@ -455,7 +455,7 @@ class RgtpVivit(nn.Module):
 
     def _kept_mask(self, step: TimeStep) -> Tensor:
         """(n, p) bool."""
-        shape = (len(step.class_token), self.backbone.num_patches)
+        shape = (step.class_token.shape[0], self.backbone.num_patches)
         if step.kept is None:
             return torch.ones(shape, dtype=torch.bool, device=step.class_token.device)
         return torch.zeros(shape, dtype=torch.bool, device=step.kept.device).scatter_(1, step.kept, True)
@@ -490,7 +490,7 @@ def run_first_block(
 
 def token_numbers(kept: Tensor) -> Tensor:
     """(n, k) patches -> (n, k + 1) tokens, the class token first."""
-    return torch.cat([kept.new_zeros(len(kept), 1), kept + 1], dim=1)
+    return torch.cat([kept.new_zeros(kept.shape[0], 1), kept + 1], dim=1)
 
 
 class _Tables(NamedTuple):

@@ -120,7 +120,7 @@ class Sta(nn.Module):
     def forward(self, frames: Tensor) -> Output:
         """Classify clips."""
         tokens = self.backbone.embed(frames)
-        numbers = torch.arange(tokens.shape[1], device=tokens.device).expand(len(tokens), -1)
+        numbers = torch.arange(tokens.shape[1], device=tokens.device).expand(tokens.shape[0], -1)
         aux: dict[str, Tensor] = {}
         for index, block in enumerate(self.backbone.blocks):
             stage = self._stages.get(index)

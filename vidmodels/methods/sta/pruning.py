@@ -138,4 +138,4 @@ def _bipartite_order(unit: Tensor) -> tuple[Tensor, Tensor]:
     similarity = (sources @ targets.transpose(1, 2)).amax(-1)
     positions = torch.arange(unit.shape[1], device=unit.device)
     ranked = positions[0::2][similarity.sort(dim=-1, stable=True).indices]
-    return torch.cat([positions[1::2].expand(len(unit), -1), ranked], dim=1), similarity
+    return torch.cat([positions[1::2].expand(unit.shape[0], -1), ranked], dim=1), similarity

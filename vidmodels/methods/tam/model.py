@@ -124,7 +124,7 @@ class TemporalAdaptiveModule(nn.Module):
         Raises:
             ValueError: the rows are not whole clips.
         """
-        if len(x) % self.num_frames:
+        if x.shape[0] % self.num_frames:
             raise ValueError(f"{len(x)} frames are not whole clips of {self.num_frames}")
         return x.mean((-2, -1)).view(-1, self.num_frames, x.shape[1]).transpose(1, 2)
 

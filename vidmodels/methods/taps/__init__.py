@@ -19,5 +19,6 @@ METHOD = Method(
     param_groups=param_groups,
     make_dynamic=make_dynamic,
     convert=convert,
+    export_obstacle="it gathers the channels that a clip keeps, so the shapes of its tensors follow from the pixels",
     summarise=summarise,
 )

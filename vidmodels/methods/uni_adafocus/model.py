@@ -480,7 +480,8 @@ class _Network(nn.Module):
             actions: (n, f, 4) of the chosen frames, or (n, 1, 4) for all of a clip.
         """
         with _full_precision(candidates):
-            frames = candidates[torch.arange(len(chosen), device=chosen.device)[:, None], chosen].flatten(0, 1).float()
+            rows = torch.arange(chosen.shape[0], device=chosen.device)[:, None]
+            frames = candidates[rows, chosen].flatten(0, 1).float()
             spread = actions.expand(-1, chosen.shape[1], -1).flatten(0, 1)
             return self.geometry.resample(frames, spread, points=self.config.patch_size)
 

@@ -78,7 +78,7 @@ class PatchGeometry:
         theta = torch.stack(
             [(x2 - x1) / side, zero, (x1 + x2) / side - 1, zero, (y2 - y1) / side, (y1 + y2) / side - 1], dim=-1
         ).view(-1, 2, 3)
-        grid = affine_grid(theta, [len(images), images.shape[1], points, points], align_corners=False)
+        grid = affine_grid(theta, [images.shape[0], images.shape[1], points, points], align_corners=False)
         return grid_sample(images, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
 
 
@@ -162,10 +162,10 @@ def choose_frames(weights: Tensor, *, num_candidates: int, num_focus: int, draws
     num_glance = weights.shape[1]
     cumulative = weights.cumsum(1)
     cumulative[:, -1] = 1.0
-    cumulative = torch.cat([cumulative.new_zeros(len(weights), 1), cumulative], dim=1)
+    cumulative = torch.cat([cumulative.new_zeros(weights.shape[0], 1), cumulative], dim=1)
     steps = torch.arange(num_focus, device=weights.device)
     offsets = 0.5 if draws is None else draws
-    thresholds = ((steps + offsets) / num_focus).to(weights.dtype).expand(len(weights), num_focus).contiguous()
+    thresholds = ((steps + offsets) / num_focus).to(weights.dtype).expand(weights.shape[0], num_focus).contiguous()
     # Clamped for a draw of exactly 0, which falls before the first piece.
     piece = torch.searchsorted(cumulative, thresholds).clamp(1, num_glance) - 1
     low, high = cumulative.gather(1, piece), cumulative.gather(1, piece + 1)
