@@ -66,7 +66,15 @@ def print_ratios(title: str, ratios: Mapping[str, Ratio]) -> None:
     Console().print(table)
 
 
-def write_json(path: Path, *, ratios: Mapping[str, Ratio], machine: Mapping[str, object]) -> None:
-    """Write the results for a machine to read."""
+def write_json(
+    path: Path,
+    *,
+    ratios: Mapping[str, Ratio],
+    machine: Mapping[str, object],
+    measured: Mapping[str, object] | None = None,
+) -> None:
+    """Write the results for a machine to read; `measured`: further figures, where there are such."""
     content = {"ratios": {name: asdict(ratio) for name, ratio in ratios.items()}, "machine": machine}
+    if measured is not None:
+        content["measured"] = measured
     path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")

@@ -1,4 +1,4 @@
-"""A ResNet as evaluation runs it: norms folded into convolutions, channels-last. Other rounding, the same arithmetic."""
+"""A ResNet as evaluation runs it: norms folded, channels-last. Other rounding, the same arithmetic."""
 
 from collections.abc import Callable
 
