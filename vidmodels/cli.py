@@ -1,4 +1,4 @@
-"""`vidmodels list | show | train | cache | eval | curve | report | detect | predict | export | convert | cost | ...`.
+"""The commands of vidmodels: `vidmodels --help` lists them.
 
 What takes long to import is imported by the command that needs it: `--help` answers at once.
 """
@@ -672,6 +672,78 @@ def cost(
         typer.echo(f"Published convention: {published.convention}")
     if json_file is not None:
         _write_json(json_file, {"recipe": loaded.name, "figures": figures, "gmacs_by_operator": by_operator})
+
+
+@app.command()
+def bench(
+    recipes: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[RECIPE]...", help="By default a published setting of every method: takes minutes."),
+    ] = None,
+    checkpoint: Annotated[
+        Path | None, typer.Option(metavar="RUN|CHECKPOINT", help="Weights of one recipe; by default random ones.")
+    ] = None,
+    overrides: Overrides = None,
+    clips: Annotated[str, typer.Option(metavar="N,N,...", help="Clips of a call, each number measured.")] = "4",
+    kept: Annotated[
+        float | None,
+        typer.Option(help="TAPS: share of the gated channels that is kept; by default a third, or as weights decide."),
+    ] = None,
+    masks: Annotated[
+        str, typer.Option(metavar="same|clip|frame", help="TAPS: whether clips or frames keep other channels.")
+    ] = "same",
+    budget: Annotated[float, typer.Option(help="Uni-AdaFocus: share of the full run that videos spend.")] = 0.5,
+    threads: Annotated[int | None, typer.Option(help="Of a CPU; by default as PyTorch chooses.")] = None,
+    precision: Annotated[
+        str, typer.Option(metavar="float32|bf16|fp16", help="The shorter ones under autocast.")
+    ] = "float32",
+    rounds: Annotated[int, typer.Option(help="Timed calls of each form; they take turns.")] = 5,
+    device: Device = None,
+    num_classes: Annotated[int | None, typer.Option("--classes", min=1, help="Where the recipe does not say.")] = None,
+    json_file: JsonFile = None,
+) -> None:
+    """Time every method's dynamic form against its dense form, beside what their multiply-accumulates promise.
+
+    Clips are random. `--set` changes each recipe, such as model.prune_number=48.
+    """
+    from typing import get_args
+
+    from vidmodels.bench import Precision, bench_recipes, facts
+    from vidmodels.forms import Amounts, Masks
+
+    for option, given, choices in (("masks", masks, get_args(Masks)), ("precision", precision, get_args(Precision))):
+        if given not in choices:
+            raise UsageError(f"--{option} is one of {', '.join(choices)}, got {given!r}.")
+    try:
+        numbers = [int(part) for part in clips.split(",")]
+    except ValueError as error:
+        raise UsageError(f"--clips are numbers such as 1,4,8, got {clips!r}.") from error
+    if json_file is not None and not json_file.absolute().parent.is_dir():
+        raise UsageError(f"--json: no folder {json_file.absolute().parent}.")
+    content: dict[str, Any] = {"machine": facts(), "measured": []}
+    for measured in bench_recipes(
+        recipes or (),
+        checkpoint=checkpoint,
+        overrides=overrides or (),
+        clips=numbers,
+        device=device,
+        threads=threads,
+        precision=precision,  # type: ignore[arg-type]
+        rounds=rounds,
+        amounts=Amounts(kept=kept, masks=masks, budget=budget),  # type: ignore[arg-type]
+        num_classes=num_classes,
+    ):
+        typer.echo(measured.heading)
+        _print_table(measured.table)
+        typer.echo()
+        _print_table(measured.comparisons)
+        typer.echo()
+        content["measured"].append(measured.to_json())
+        if json_file is not None:
+            _write_json(json_file, content)
+    typer.echo(
+        "by MACs: what is promised; by time: what is measured (a CPU's time of all threads, a GPU's wall clock)."
+    )
 
 
 @app.command()

@@ -15,6 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from vidmodels.types import Cost
 
 __all__ = ["LatencyStats", "MacCounter", "compare_latency", "count_cost", "counting_macs", "measure_latency"]
+__all__ += ["Timing", "time_in_turns"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,13 +90,37 @@ def measure_latency(model: nn.Module, *inputs: Any, warmup: int = 2, runs: int =
     return compare_latency({"model": lambda: model(*inputs)}, warmup=warmup, runs=runs)["model"]
 
 
+@dataclass(frozen=True, kw_only=True)
+class Timing:
+    """Every measured run of one call, in milliseconds."""
+
+    wall_ms: tuple[float, ...]
+    cpu_ms: tuple[float, ...]
+    """CPU time of the whole process, all threads."""
+
+    def summary(self) -> LatencyStats:
+        """Medians and spread."""
+        return LatencyStats(
+            median_ms=statistics.median(self.wall_ms),
+            min_ms=min(self.wall_ms),
+            max_ms=max(self.wall_ms),
+            cpu_median_ms=statistics.median(self.cpu_ms),
+            runs=len(self.wall_ms),
+        )
+
+
 def compare_latency(
     calls: Mapping[str, Callable[[], object]], *, warmup: int = 2, runs: int = 10
 ) -> dict[str, LatencyStats]:
-    """Time several calls against each other: one process, taking turns, so that other load hits all of them alike.
+    """Time several calls against each other: see `time_in_turns`."""
+    return {name: timing.summary() for name, timing in time_in_turns(calls, warmup=warmup, runs=runs).items()}
+
+
+def time_in_turns(calls: Mapping[str, Callable[[], object]], *, warmup: int = 2, runs: int = 10) -> dict[str, Timing]:
+    """Time several calls in one process, taking turns, so that other load hits all of them alike.
 
     Args:
-        calls: name -> what is timed; run without gradients.
+        calls: name -> what is timed; run without gradients. The order rotates: none always follows the same one.
         warmup: rounds before the measured ones.
         runs: measured rounds, at least 1.
     """
@@ -103,26 +128,19 @@ def compare_latency(
         raise ValueError(f"expected runs >= 1 and warmup >= 0, got {runs} and {warmup}")
     wall_ms: dict[str, list[float]] = {name: [] for name in calls}
     cpu_ms: dict[str, list[float]] = {name: [] for name in calls}
+    names = list(calls)
     with torch.no_grad():
         for turn in range(warmup + runs):
-            for name, call in calls.items():
+            first = turn % len(names)
+            for name in [*names[first:], *names[:first]]:
                 _finish_queue()
                 wall, cpu = time.perf_counter(), time.process_time()
-                call()
+                calls[name]()
                 _finish_queue()
                 if turn >= warmup:
                     wall_ms[name].append(1e3 * (time.perf_counter() - wall))
                     cpu_ms[name].append(1e3 * (time.process_time() - cpu))
-    return {
-        name: LatencyStats(
-            median_ms=statistics.median(wall_ms[name]),
-            min_ms=min(wall_ms[name]),
-            max_ms=max(wall_ms[name]),
-            cpu_median_ms=statistics.median(cpu_ms[name]),
-            runs=runs,
-        )
-        for name in calls
-    }
+    return {name: Timing(wall_ms=tuple(wall_ms[name]), cpu_ms=tuple(cpu_ms[name])) for name in calls}
 
 
 def _finish_queue() -> None:

@@ -1,17 +1,16 @@
 """Sides are measured alternately in one process after a warm-up, so that both see the same machine."""
 
 import json
-import platform
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from importlib.metadata import PackageNotFoundError, version
-from os import cpu_count
 from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
+
+from vidmodels.measuring import Ratio, compare, machine_facts
 
 __all__ = ["Ratio", "Side", "compare", "machine_facts", "measure", "print_rates", "print_ratios", "write_json"]
 
@@ -23,16 +22,6 @@ class Side:
     name: str
     run: Callable[[], int]
     """Does the work once; returns how many units (frames, clips, samples) it did."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Ratio:
-    """How many times the rate of another side ours is."""
-
-    median: float
-    min: float
-    max: float
-    runs: tuple[float, ...]
 
 
 def measure(
@@ -53,29 +42,6 @@ def measure(
             if number >= 0:
                 rates[side.name].append(units / seconds)
     return rates
-
-
-def compare(ours: Sequence[float], theirs: Sequence[float]) -> Ratio:
-    """Ours over theirs, round by round."""
-    runs = tuple(mine / other for mine, other in zip(ours, theirs, strict=True))
-    return Ratio(median=statistics.median(runs), min=min(runs), max=max(runs), runs=runs)
-
-
-def machine_facts(packages: Sequence[str]) -> dict[str, object]:
-    """What the numbers were measured on."""
-    versions = {}
-    for package in packages:
-        try:
-            versions[package] = version(package)
-        except PackageNotFoundError:
-            versions[package] = "not installed"
-    return {
-        "cpu": _cpu_model(),
-        "num_cores": cpu_count(),
-        "system": platform.platform(),
-        "python": platform.python_version(),
-        "packages": versions,
-    }
 
 
 def print_rates(title: str, rates: Mapping[str, Sequence[float]], *, unit: str) -> None:
@@ -100,16 +66,15 @@ def print_ratios(title: str, ratios: Mapping[str, Ratio]) -> None:
     Console().print(table)
 
 
-def write_json(path: Path, *, ratios: Mapping[str, Ratio], machine: Mapping[str, object]) -> None:
-    """Write the results for a machine to read."""
+def write_json(
+    path: Path,
+    *,
+    ratios: Mapping[str, Ratio],
+    machine: Mapping[str, object],
+    measured: Mapping[str, object] | None = None,
+) -> None:
+    """Write the results for a machine to read; `measured`: further figures, where there are such."""
     content = {"ratios": {name: asdict(ratio) for name, ratio in ratios.items()}, "machine": machine}
+    if measured is not None:
+        content["measured"] = measured
     path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-
-
-def _cpu_model() -> str:
-    info = Path("/proc/cpuinfo")
-    if info.exists():
-        for line in info.read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                return line.split(":", 1)[1].strip()
-    return platform.processor() or platform.machine()

@@ -144,9 +144,24 @@ def test_impossible_settings_are_refused(settings: dict[str, Any], sentence: str
         small(**settings)
 
 
-def test_the_dynamic_form_is_the_model_itself() -> None:
-    model = small()
-    assert make_dynamic(model) is model
+@pytest.mark.parametrize("backbone", ["resnet18", "resnet50"])
+@pytest.mark.parametrize("temporal", ["adaptive", "none"])
+def test_the_folded_form_answers_as_the_trainable_one(backbone: str, temporal: str) -> None:
+    model, frames = small(backbone=backbone, temporal=temporal).double().eval(), batch(2).frames[:, 0].double()
+    for norm in model.modules():
+        if isinstance(norm, nn.BatchNorm2d):
+            nn.init.normal_(norm.get_buffer("running_mean"), std=0.3)
+            nn.init.uniform_(norm.get_buffer("running_var"), 0.5, 1.5)
+    nn.init.normal_(model.head.weight)
+    expected, given = model(frames), make_dynamic(model)(frames)
+    assert expected.logits.std() > 0.1
+    torch.testing.assert_close(given.logits, expected.logits)
+    torch.testing.assert_close(given.aux["frame_logits"], expected.aux["frame_logits"])
+
+
+def test_only_tanet_is_folded_so() -> None:
+    with pytest.raises(TypeError, match="expected a Tanet, got Linear"):
+        make_dynamic(nn.Linear(1, 1))
 
 
 # ---- training ----

@@ -1,7 +1,8 @@
 """TAM: a temporal adaptive module in every block of a 2D ResNet, together TANet (Liu et al., ICCV 2021)."""
 
 from vidmodels.methods.tam.convert import convert
-from vidmodels.methods.tam.model import Tanet, TanetConfig, TemporalAdaptiveModule, build, make_dynamic
+from vidmodels.methods.tam.dynamic import make_dynamic
+from vidmodels.methods.tam.model import Tanet, TanetConfig, TemporalAdaptiveModule, build
 from vidmodels.methods.tam.training import param_groups, training_step
 from vidmodels.types import Method
 

@@ -13,7 +13,7 @@ from vidmodels.backbones.resnet import DEPTHS, Layout, ResidualBlock, ResNet, St
 from vidmodels.layers.temporal_conv import temporal_conv
 from vidmodels.types import Output
 
-__all__ = ["Tanet", "TanetConfig", "TemporalAdaptiveModule", "build", "make_dynamic"]
+__all__ = ["Tanet", "TanetConfig", "TemporalAdaptiveModule", "build"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -167,7 +167,7 @@ class Tanet(nn.Module):
         self.head = nn.Linear(self.backbone.out_channels, num_classes)
         nn.init.normal_(self.head.weight, std=0.001)
         nn.init.zeros_(self.head.bias)
-        self.train()
+        Tanet.train(self)  # not that of the form for evaluation, which never trains
 
     def _adaptive_module(self, channels: int) -> TemporalAdaptiveModule:
         config = self.config
@@ -238,7 +238,11 @@ class Tanet(nn.Module):
         """
         if frames.shape[1] != self.config.num_frames:
             raise ValueError(f"this TANet takes clips of {self.config.num_frames} frames, got {frames.shape[1]}")
-        return self.classify(self.backbone(frames.flatten(0, 1)).mean((-2, -1)))
+        return self.classify(self.last_map(frames.flatten(0, 1)).mean((-2, -1)))
+
+    def last_map(self, frames: Tensor) -> Tensor:
+        """(n*t, 3, h, w) -> (n*t, d, h', w')."""
+        return self.backbone(frames)  # type: ignore[no-any-return]
 
     def classify(self, features: Tensor) -> Output:
         """Mean over time of the frames' logits. `features`: (n*t, d), pooled."""
@@ -248,10 +252,5 @@ class Tanet(nn.Module):
 
 
 def build(config: TanetConfig, num_classes: int) -> Tanet:
-    """The only form: nothing is pruned."""
+    """The trainable form."""
     return Tanet(config, num_classes)
-
-
-def make_dynamic(model: nn.Module) -> nn.Module:
-    """The model itself: TAM skips nothing."""
-    return model
