@@ -18,7 +18,7 @@ def total(masks: NDArray[np.bool_], bounds: list[int], cost: GroupingCost = COST
     sum_of_costs = 0
     for start, stop in pairwise(bounds):
         rows, union = np.array(stop - start), np.array(masks[start:stop].any(0).sum())
-        sum_of_costs += int(min(cost.picking(rows, union), cost.all_channels(rows, masks.shape[1])))
+        sum_of_costs += int(cost.cheapest(rows, union, masks.shape[1])[0])
     return sum_of_costs
 
 
@@ -77,9 +77,15 @@ def test_dear_groups_are_joined_and_cheap_ones_are_not() -> None:
     assert bounds_of(group_frames(masks, num_frames=4, granularity="auto", cost=dear)) == [0, 8]
 
 
-def test_all_channels_are_computed_where_picking_costs_more() -> None:
+def test_all_channels_are_computed_where_most_are_wanted_and_picking_costs_more() -> None:
     masks = np.ones((4, 16), dtype=np.bool_)
     masks[:, 0] = False
     dear = GroupingCost(macs=1, weights=10**6)
-    assert group_frames(masks, num_frames=4, granularity="auto", cost=dear)[0].channels is None
-    assert group_frames(masks, num_frames=4, granularity="frame", cost=dear)[0].channels is not None
+
+    def channels(masks: NDArray[np.bool_], granularity: Granularity) -> NDArray[np.int64] | None:
+        return group_frames(masks, num_frames=4, granularity=granularity, cost=dear)[0].channels
+
+    assert channels(masks, "auto") is None
+    assert channels(masks, "frame") is not None
+    masks[:, :8] = False
+    assert channels(masks, "auto") is not None

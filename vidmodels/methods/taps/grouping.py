@@ -11,6 +11,9 @@ __all__ = ["Granularity", "Group", "GroupingCost", "group_frames"]
 
 Granularity = Literal["auto", "frame", "clip"]
 
+MOST = 0.75
+"""Share of the channels from which on all may be computed: few multiply-accumulates in vain."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Group:
@@ -39,9 +42,13 @@ class GroupingCost:
         """Cost of groups of so many rows that compute so many channels."""
         return num_channels * (num_rows * self.macs + self.weights * self.per_weight) + self.per_group
 
-    def all_channels(self, num_rows: NDArray[np.int64], num_gates: int) -> NDArray[np.int64]:
-        """Cost of groups of so many rows that compute everything."""
-        return num_gates * num_rows * self.macs + self.per_group
+    def cheapest(
+        self, num_rows: NDArray[np.int64], num_channels: NDArray[np.int64], num_gates: int
+    ) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+        """The same, or of computing all channels where most are wanted and that costs less; and where it does."""
+        picking, everything = self.picking(num_rows, num_channels), num_gates * num_rows * self.macs + self.per_group
+        takes_all = (num_channels >= MOST * num_gates) & (everything <= picking)
+        return np.where(takes_all, everything, picking), takes_all
 
 
 def group_frames(
@@ -59,7 +66,7 @@ def group_frames(
         num_frames: t.
         granularity: "frame": neighbours with equal masks are together, and nothing else; "clip": the frames of a clip;
             "auto": the parting of least cost, in which a group is a part of a clip or several clips, and computes all
-            channels where that costs less than to pick them out.
+            channels where it needs most and picking them out costs more.
         cost: of the block, for "auto".
         channel_multiple: computed channels are filled up with dropped ones to a multiple of this.
     """
@@ -76,7 +83,7 @@ def group_frames(
         kept = masks[start:stop].max(0)
         wanted = min(-(-int(kept.sum()) // channel_multiple) * channel_multiple, num_gates)
         rows = np.array(stop - start)
-        if granularity == "auto" and cost.all_channels(rows, num_gates) <= cost.picking(rows, np.array(wanted)):
+        if granularity == "auto" and cost.cheapest(rows, np.array(wanted), num_gates)[1]:
             wanted = num_gates
         channels = np.sort(np.argsort(~kept, kind="stable")[:wanted])
         groups.append(Group(start=start, stop=stop, channels=None if wanted == num_gates else channels))
@@ -97,7 +104,7 @@ def _cheapest(masks: NDArray[np.bool_], bounds: list[int], cost: GroupingCost) -
         # Unions of the runs i to stop, for i = stop - 1 down to 0.
         sizes = np.logical_or.accumulate(runs[:stop][::-1], axis=0).sum(1)[::-1]
         rows = edges[stop] - edges[:stop]
-        totals = best[:stop] + np.minimum(cost.picking(rows, sizes), cost.all_channels(rows, masks.shape[1]))
+        totals = best[:stop] + cost.cheapest(rows, sizes, masks.shape[1])[0]
         origin[stop] = int(totals.argmin())
         best[stop] = totals[origin[stop]]
     chosen = [num_runs]
