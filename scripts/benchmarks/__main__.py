@@ -15,6 +15,7 @@ BENCHMARKS = {
     "rgtp_vitdet": "scripts.benchmarks.rgtp_vitdet",
     "rgtp_vivit": "scripts.benchmarks.rgtp_vivit",
     "sta": "scripts.benchmarks.sta",
+    "taps": "scripts.benchmarks.taps",
 }
 """Name -> module with `run(rounds=...) -> (ratios, machine)`, and further figures as a third if it has such.
 

@@ -114,8 +114,8 @@ def test_runs_are_evaluated_side_by_side(runs: Path, tmp_path: Path, capsys: pyt
     assert (taps["different_gates"], taps["clips_with_different_gates"]) == (0, 0)
     assert "different_gates" not in dense
     assert "gates differ" not in out
-    # the dynamic form runs exactly what the masks promise, the trainable form runs everything
-    assert taps["forms"]["dynamic"]["gmacs_per_clip"] == pytest.approx(taps["promised_gmacs"], rel=1e-9)
+    # the dynamic form runs what the masks promise, or a little more where frames run together; the other everything
+    assert taps["forms"]["dynamic"]["gmacs_per_clip"] >= (1 - 1e-9) * taps["promised_gmacs"]
     assert taps["forms"]["dynamic"]["gmacs_per_clip"] < taps["forms"]["trainable"]["gmacs_per_clip"]
     assert dense["forms"]["dynamic"]["gmacs_per_clip"] == pytest.approx(dense["promised_gmacs"], rel=1e-9)
     best = json.loads((runs / "taps" / "result.json").read_text())["best"]

@@ -6,7 +6,7 @@ from torch import nn
 
 from vidmodels.layers.attention import MultiHeadAttention, sinusoidal_positions
 from vidmodels.layers.gumbel import GateNoise, draw_gate_noise, open_gates, straight_through_gate
-from vidmodels.layers.temporal_shift import temporal_shift
+from vidmodels.layers.temporal_shift import ShiftMode, shifted_in_place, temporal_shift
 
 
 @pytest.fixture(autouse=True)
@@ -107,3 +107,18 @@ def test_noise_comes_from_the_given_generator() -> None:
     assert torch.equal(first.u1, again.u1)
     assert torch.equal(first.u2, again.u2)
     assert not torch.equal(first.u1, first.u2)
+
+
+@pytest.mark.parametrize("mode", ["none", "online", "offline"])
+@pytest.mark.parametrize("copy_edges", [False, True])
+@pytest.mark.parametrize("rows", [slice(0, 8), slice(0, 3), slice(2, 6), slice(3, 4), slice(5, 8), slice(4, 8)])
+def test_a_part_shifted_in_place_is_that_part_of_the_whole_and_is_put_back(
+    mode: ShiftMode, copy_edges: bool, rows: slice
+) -> None:
+    x = torch.arange(8 * 16 * 2 * 3, dtype=torch.float32).view(8, 16, 2, 3) + 1
+    x = x.contiguous(memory_format=torch.channels_last)
+    before = x.clone()
+    expected = temporal_shift(x, num_frames=4, mode=mode, shift_div=4, copy_edges=copy_edges)[rows]
+    with shifted_in_place(x, rows, num_frames=4, mode=mode, shift_div=4, copy_edges=copy_edges) as shifted:
+        assert torch.equal(shifted, expected)
+    assert torch.equal(x, before)
