@@ -558,9 +558,12 @@ def _train_epoch(parts: Parts, loader: Loader, progress: Progress, out: Path) ->
             if parts.save_steps is None
             else progress.steps_done % parts.save_steps == 0
         )
-        if progress.steps_done < steps and any(parts.world.gather(is_due)):
+        is_last = progress.steps_done == steps
+        if is_last or any(parts.world.gather(is_due)):
             if not all(bool(parameter.isfinite().all()) for parameter in parts.model.parameters()):
                 raise _diverged(parts, epoch, step, steps, "a weight is no finite number after it")
+            if is_last:
+                break  # saved after its validation
             _save_state(parts, loader, progress, out)
             last_saved = time.monotonic()
     for _ in batches:  # none is left: this ends the display
