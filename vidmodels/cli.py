@@ -616,6 +616,31 @@ def export(
 
 
 @app.command()
+def package(
+    target: Annotated[str, typer.Argument(metavar="RUN|CHECKPOINT", help="A run folder or a weight file.")],
+    out: Annotated[Path, typer.Option(metavar="FOLDER", help="Gets config.json, model.safetensors and a model card.")],
+) -> None:
+    """Write a model as a folder that vidmodels.from_pretrained and the Hugging Face Hub take."""
+    from vidmodels.hub import save_pretrained
+
+    folder = save_pretrained(target, out)
+    typer.echo(f"{folder}: load it with vidmodels.from_pretrained({str(folder)!r})")
+
+
+@app.command()
+def push(
+    target: Annotated[str, typer.Argument(metavar="RUN|CHECKPOINT", help="A run folder or a weight file.")],
+    repository: Annotated[str, typer.Argument(metavar="NAME/MODEL", help="Made where it is not there.")],
+    private: Annotated[bool | None, typer.Option(help="Of a new repository.")] = None,
+    revision: Annotated[str | None, typer.Option(metavar="BRANCH", help="By default main.")] = None,
+) -> None:
+    """Put a model on the Hugging Face Hub; `hf auth login` first."""
+    from vidmodels.hub import push as push_model
+
+    typer.echo(push_model(target, repository, private=private, revision=revision))
+
+
+@app.command()
 def convert(
     method: Annotated[str, typer.Argument(help="See `vidmodels list`.")],
     source: Annotated[Path, typer.Argument(metavar="IN.pth", help="A published checkpoint.")],

@@ -7,13 +7,14 @@ that leave early) cannot be written down; `Method.export_obstacle` says so. The 
 chooses rounds otherwise than PyTorch's, and no more than that: the file is thrown away where it differs by more.
 """
 
+import io
 import json
 import logging
 import re
 import shutil
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -41,6 +42,7 @@ CHECKED_CLIPS = (1, 3)
 CLIPS_AXIS = "clips"
 FACTS_FILE = "vidmodels.json"
 """What a .pt2 archive holds beside the program."""
+NOISY_LOGGERS = ("torch.onnx", "torch.export", "torch.fx.experimental.symbolic_shapes", "onnxscript", "onnx_ir")
 INT64 = 7
 """What ONNX calls the type."""
 ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
@@ -388,13 +390,13 @@ def _compare(
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Without what the tracer says about its own insides, which nobody can act on."""
-    loggers = [logging.getLogger(name) for name in ("torch.onnx", "torch.export", "onnxscript", "onnx_ir")]
+    """Without what the tracer says about its own insides, a whole graph where it fails: the error names the reason."""
+    loggers = [logging.getLogger(name) for name in NOISY_LOGGERS]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
         logger.setLevel(logging.ERROR)
     try:
-        with warnings.catch_warnings():
+        with warnings.catch_warnings(), redirect_stderr(io.StringIO()):
             warnings.simplefilter("ignore")
             yield
     finally:

@@ -63,7 +63,8 @@ def find_run(target: Path, *, recipe: str | None = None, overrides: Sequence[str
                 f"{target}: no run folder (no recipe.toml in it); give what `vidmodels train --out` wrote, or a "
                 "checkpoint file."
             )
-        weights, name = target / "best.safetensors", target.resolve().name
+        packaged = target / "model.safetensors"  # of a folder that `vidmodels package` wrote
+        weights, name = packaged if packaged.exists() else target / "best.safetensors", target.resolve().name
         if not weights.exists():
             raise UsageError(
                 f"{target}: no best.safetensors yet; let the training get further, or give {target}/last.pt."
