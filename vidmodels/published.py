@@ -14,7 +14,7 @@ MARKERS: dict[str, Marker] = {"trainable": "circle", "dynamic": "diamond", "only
 MARKER_NAMES: dict[Marker, str] = {
     "circle": "trainable form: computes everything",
     "diamond": "dynamic form: really skips",
-    "square": "only form: skips whatever it is set to",
+    "square": "the only form of its method",
     "plus": "videos leave early",
     "triangle": "published, in its authors' convention",
 }

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 from markupsafe import Markup
 from PIL import Image, ImageDraw
 
@@ -176,11 +177,10 @@ def _classes(group: Sequence[ScoredStream]) -> Markup:
         cells = []
         for table in tables:
             value = table["map50"].iloc[place]
-            known = None if value is None or value != value else float(value)
             cells.append(
                 Cell(text="", value=None)
-                if known is None
-                else Cell(text=f"{known:.1f} %", value=known, bar=known / 100)
+                if pd.isna(value)
+                else Cell(text=f"{value:.1f} %", value=float(value), bar=float(value) / 100)
             )
         rows.append([name, Cell(text=f"{count:,}", value=count), *cells])
     caption = "Average precision of each class at an overlap of 0.5"

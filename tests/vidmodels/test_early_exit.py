@@ -147,6 +147,23 @@ def test_a_curve_is_a_table_a_picture_and_thresholds_that_eval_takes(shards: Pat
         assert again[1][name] == pytest.approx(float(same[name]))
 
 
+def test_the_page_draws_curves_that_were_written_and_curves_that_it_measures(
+    shards: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vidmodels.report.published_recipes", lambda dataset: [])
+    run = untrained(tmp_path / "run", shards)
+    write_curve(measure_curve(run, criteria="entropy", num_points=1, workers=0), tmp_path / "curve")
+    page = ["report", str(tmp_path / "run"), "--out", str(tmp_path / "page.html"), "--videos", "0", "--workers", "0"]
+    page += ["--timed-runs", "1", "--no-dynamic", "--json", str(tmp_path / "page.json")]
+    for how in (["--curve", str(tmp_path / "curve")], ["--early-exit"]):
+        result = CliRunner().invoke(app, [*page, *how])
+        assert result.exit_code == 0, result.output
+        assert "run, leaving by entropy" in (tmp_path / "page.html").read_text()
+        [curve] = json.loads((tmp_path / "page.json").read_text())["early_exit"]
+        assert curve["rows"][0]["exits"] == "full"
+    assert len(curve["rows"]) > 3, "both criteria"
+
+
 def test_a_budget_is_spent_but_not_exceeded() -> None:
     macs = [10, 20, 30, 40]
     for share in (0.3, 0.5, 0.99):

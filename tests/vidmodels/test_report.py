@@ -335,6 +335,9 @@ def test_the_command_writes_a_page_on_runs(
     assert "expected a name ending in .html, in a folder that exists" in capsys.readouterr().err
     training = ["train", "taps", "--recipe", "toy", "--data", shards, "--out", run, "--device", "cpu", *settings]
     assert call(*training, "--workers", 1) == 0
+    capsys.readouterr()
+    assert call("report", run, "--out", out, "--early-exit") == 2
+    assert "--early-exit: none of the models has exits" in capsys.readouterr().err
     arguments = ["report", run, "--out", out, "--timed-runs", 1, "--workers", 1, "--device", "cpu", "--videos", 2]
     assert call(*arguments, "--json", tmp_path / "figures.json") == 0
     page = out.read_text()

@@ -32,8 +32,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_eval_scores_every_frame_and_states_what_is_missing(
     folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    files = ("--predictions", tmp_path / "found.parquet", "--json", tmp_path / "figures.json")
-    files += ("--per-class", tmp_path / "classes.parquet")
+    files = ["--predictions", tmp_path / "found.parquet", "--json", tmp_path / "figures.json"]
+    files += ["--per-class", tmp_path / "classes.parquet"]
     where = ("--data", folder / "shards", "--timed-runs", 1, "--device", "cpu")
     assert call("eval", folder / "detector.safetensors", *where, *files) == 0
     out = " ".join(capsys.readouterr().out.split())
