@@ -175,6 +175,8 @@ class Worlds:
         (folder / "DIR").symlink_to("MINI/archives")
         # Of several official files, the one of the training split.
         is_train = next((path for path in made.annotation_files if "train" in path.name), made.annotation_files[0])
+        for path in made.annotation_files:  # as a user has them who names them one by one
+            shutil.copy(path, folder)
         (folder / "FILE").mkdir()
         shutil.copy(is_train, folder / "FILE" / is_train.name)
         if is_unpacked:
