@@ -86,9 +86,7 @@ RULES = (
     Rule(begins=r"vidmodels cost "),
     Rule(begins=r"vidmodels train rgtp_vitdet", world="detection", added=DETECTOR),
     Rule(begins=r"vidmodels (eval|show|detect) .*(runs/toy|boxes\.mp4)", world="detection"),
-    Rule(
-        begins=r"vidmodels train taps --recipe toy --data SHARDS --out RUN", world="clips", added=TRAIN, is_quick=True
-    ),
+    Rule(begins=r"vidmodels train taps .*--out RUN --set train", world="clips", added=TRAIN, is_quick=True),
     Rule(begins=r"vidmodels train .*--cache", world="runs", added=TRAIN),
     Rule(begins=r"vidmodels train .*--data", world="clips", added=TRAIN),
     Rule(begins=r"vidmodels cache rgtp_vivit/toy_keep_02", world="runs"),
