@@ -11,11 +11,13 @@ After the `#`: a heading's slug, for what stands below this heading; `top` for w
 the second level (without the title), `rest` for everything from there on.
 """
 
+import ast
 import importlib
 import inspect
 import os
 import re
 from collections.abc import Mapping
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -105,12 +107,25 @@ def show(markdown: str, *, source: Path, page: Path) -> str:
 def api_table(module_name: str) -> str:
     """A module's public names, each with the first sentence of its docstring."""
     module = importlib.import_module(module_name)
+    values = _described_values(inspect.getsource(module))
     rows = [f"| `{module_name}` | {_first_line(module)} |", "|---|---|"]
     for name in module.__all__:
         thing = getattr(module, name)
         is_described = callable(thing) and not isinstance(thing, Mapping) and hasattr(thing, "__module__")
-        rows.append(f"| `{name}` | {_first_line(thing) if is_described else ''} |")
+        rows.append(f"| `{name}` | {_first_line(thing) if is_described else values.get(name, '')} |")
     return "\n".join(rows)
+
+
+def _described_values(source: str) -> dict[str, str]:
+    """Constants and types of a module, each with the sentence in quotes below it."""
+    body = ast.parse(source).body
+    found = {}
+    for line, below in pairwise(body):
+        target = line.targets[0] if isinstance(line, ast.Assign) else getattr(line, "target", None)
+        is_text = isinstance(below, ast.Expr) and isinstance(below.value, ast.Constant)
+        if isinstance(target, ast.Name) and is_text and isinstance(text := below.value.value, str):
+            found[target.id] = _escaped(text)
+    return found
 
 
 def _first_line(thing: object) -> str:
@@ -118,8 +133,11 @@ def _first_line(thing: object) -> str:
     is_generated = inspect.isclass(thing) and text.startswith(
         f"{thing.__name__}("
     )  # of a dataclass without a docstring
-    line = "" if is_generated else text.split("\n\n")[0].replace("\n", " ")
-    return line.replace("|", "\\|").replace("<", "&lt;")
+    return "" if is_generated else _escaped(text)
+
+
+def _escaped(text: str) -> str:
+    return " ".join(text.split("\n\n")[0].split()).replace("|", "\\|").replace("<", "&lt;")
 
 
 def _section(nav: Any, title: str) -> list[Any]:

@@ -212,7 +212,8 @@ def facts(info: DatasetInfo) -> str:
 
 def how_to_get(info: DatasetInfo) -> str:
     """Access, instructions and what the publisher offers."""
-    text = [f"Access: {ACCESS[info.access].removesuffix(': see below')}. {info.instructions}"]
+    access = ACCESS[info.access].removesuffix(": see below").replace("open: ", "open, ")
+    text = [f"Access: {access}. {info.instructions}"]
     if info.files:
         text += ["", "| file below the data root | what | checksum | from |", "|---|---|---|---|"]
         text += [_file_row(file) for file in info.files]

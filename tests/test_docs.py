@@ -119,18 +119,18 @@ def test_the_site_is_built_without_a_complaint_and_works_without_a_network(tmp_p
     with served(site) as address, sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=program, args=["--no-sandbox"])
         try:
-            page = browser.new_page(viewport={"width": 390, "height": 800})
+            tab = browser.new_page(viewport={"width": 390, "height": 800})
             complaints: list[str] = []
-            page.on("console", lambda message: complaints.append(message.text))
-            page.on("request", lambda r: None if r.url.startswith((address, "data:")) else complaints.append(r.url))
+            tab.on("console", lambda message: complaints.append(message.text))
+            tab.on("request", lambda r: None if r.url.startswith((address, "data:")) else complaints.append(r.url))
             for name in ("", "data/something_v2/", "methods/sta/", "reproducing/", "api/"):
-                page.goto(address + name)
-                width = page.evaluate("document.documentElement.scrollWidth")
+                tab.goto(address + name)
+                width = tab.evaluate("document.documentElement.scrollWidth")
                 assert width <= 390, f"{name} is {width} pixels wide on a phone"
-            page.set_viewport_size({"width": 1360, "height": 900})
-            page.goto(address)
-            page.fill("input.md-search__input", "quarantine")
-            page.wait_for_selector(".md-search-result__item")
+            tab.set_viewport_size({"width": 1360, "height": 900})
+            tab.goto(address)
+            tab.fill("input.md-search__input", "quarantine")
+            tab.wait_for_selector(".md-search-result__item")
             assert complaints == []
         finally:
             browser.close()

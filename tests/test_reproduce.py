@@ -18,9 +18,8 @@ from vidprep.miniature import MAKERS, make_miniature
 @pytest.mark.parametrize("name", list_recipes())
 def test_every_step_of_every_recipe_is_a_command_that_the_programs_take(name: str) -> None:
     recipe = load_recipe(name)
-    ways = [{"checkpoint": "published.pth"}, *([{"checkpoint": None}] if recipe.train is not None else [])]
-    for way in ways:
-        found = steps(recipe, data_root="ROOT", out="OUT", checkpoint=way["checkpoint"], init="init.pth")
+    for checkpoint in ["published.pth", *([None] if recipe.train is not None else [])]:
+        found = steps(recipe, data_root="ROOT", out="OUT", checkpoint=checkpoint, init="init.pth")
         for step in found:
             parse(step.command)
         assert found[-1].command[:2] == ("vidmodels", "eval")
