@@ -8,12 +8,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import relu6
 from torchvision.models.mobilenetv2 import InvertedResidual
 
 from vidmodels.backbones.folded_resnet import run_folded
 from vidmodels.backbones.mobilenet_v2 import MobileNetV2, is_shifted
-from vidmodels.layers.folded import FoldedNorms
+from vidmodels.layers.folded import Activation, FoldedNorms
 from vidmodels.layers.temporal_shift import temporal_shift
 from vidmodels.methods.uni_adafocus.model import FocusNetwork
 
@@ -74,11 +73,11 @@ class FastMobileNetV2(MobileNetV2):
     def _layer(self, layer: nn.Module, x: Tensor) -> Tensor:
         """Convolution, norm, ReLU6."""
         conv, norm, _ = layer.children()
-        return relu6(self._conv(conv, norm, x), inplace=True)
+        return self._conv(conv, norm, x, then="relu6")
 
-    def _conv(self, conv: nn.Module, norm: nn.Module, x: Tensor) -> Tensor:
+    def _conv(self, conv: nn.Module, norm: nn.Module, x: Tensor, *, then: Activation = "") -> Tensor:
         assert isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d)  # noqa: S101, PT018
-        return self._norms.conv(conv, norm, x)
+        return self._norms.conv(conv, norm, x, then=then)
 
 
 class FastFocusNetwork(FocusNetwork):
