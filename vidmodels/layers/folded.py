@@ -99,7 +99,7 @@ _ONEDNN_NAMES: dict[Activation, tuple[str, list[float]]] = {
     "relu": ("relu", []),
     "relu6": ("hardtanh", [0.0, 6.0]),
 }
-_HAS_OPERATORS = torch.backends.mkldnn.is_available() and all(
+_HAS_OPERATORS = bool(torch._C._has_mkldnn) and all(
     hasattr(torch.ops.mkldnn, name) for name in ("_reorder_convolution_weight", "_convolution_pointwise")
 )
 """Those that TorchInductor calls where weights are frozen; builds of PyTorch without oneDNN have none."""
@@ -112,12 +112,12 @@ def can_prepack(x: Tensor) -> bool:
     """
     return (
         _HAS_OPERATORS
-        and torch.backends.mkldnn.enabled
+        and bool(torch.backends.mkldnn.enabled)
         and x.device.type == "cpu"
         and x.dtype == torch.float32
         and not torch.is_grad_enabled()
         and not torch.is_autocast_enabled("cpu")
         and not torch.compiler.is_compiling()
-        and not torch.jit.is_tracing()
+        and not torch._C._is_tracing()
         and torch._C._len_torch_dispatch_stack() == 0
     )
