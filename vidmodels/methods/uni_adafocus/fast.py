@@ -19,8 +19,8 @@ from vidmodels.methods.uni_adafocus.model import FocusNetwork
 __all__ = ["GLANCE_PIXELS", "FastFocusNetwork", "FastMobileNetV2", "frames_at_once", "join"]
 
 GLANCE_PIXELS = 2**19
-"""Pixels of frames that go through MobileNetV2 at once on a CPU: 10 frames of 224 x 224, 32 of 64 x 64. Of fewer the
-weights are put in order anew too often (2 frames take 1.3 times the time), of more the maps leave the cache."""
+"""Pixels of frames that go through MobileNetV2 at once on a CPU: 10 frames of 224 x 224, 32 of 64 x 64. Fewer
+keep threads waiting at every layer (2 frames take 1.1 times the time), of more the maps leave the cache."""
 FOCUS_PIXELS = 2**18
 """Of patches, through the ResNet: 16 of 128 x 128. Its weights are read again for each part."""
 MAX_FRAMES = 32
