@@ -1,15 +1,19 @@
-"""Fills the generated tables of README.md from the data sets and the recipes; `--check` only compares.
+"""Fills the generated tables of README.md from data sets, recipes and a saved benchmark; `--check` only compares.
 
-A table stands between `<!-- NAME -->` and `<!-- end -->`. Tables of measurements (demo, decode) are pasted by hand.
+A table stands between `<!-- NAME -->` and `<!-- end -->`. That of speed is of `docs/speed.json`, which `scripts/bench
+models --json docs/speed.json` writes. Other tables of measurements (demo, decode) are pasted by hand.
 """
 
 import argparse
+import json
 import re
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
 
+from scripts.benchmarks.models import CASES
 from vidmodels.cost import count_cost
 from vidmodels.methods import METHODS
 from vidmodels.recipes import list_recipes, load_recipe
@@ -18,6 +22,7 @@ from vidprep.datasets import DATASETS
 from vidprep.types import DatasetInfo
 
 README = Path(__file__).parent.parent / "README.md"
+SPEED = README.parent / "docs" / "speed.json"
 
 TASKS = {
     "single_label": "one label",
@@ -28,8 +33,10 @@ TASKS = {
 
 
 def filled(readme: str) -> str:
-    """The README's text with both tables as they should be."""
-    for name, table in (("data sets", dataset_table()), ("methods", method_table())):
+    """The README's text with all tables as they should be."""
+    speed = json.loads(SPEED.read_text(encoding="utf-8"))
+    tables = {"data sets": dataset_table(), "methods": method_table(), "speed table": speed_table(speed)}
+    for name, table in tables.items():
         marked = re.compile(rf"(<!-- {name} -->\n).*?(<!-- end -->)", re.DOTALL)
         if not marked.search(readme):
             raise SystemExit(f"{README}: no place for the table, `<!-- {name} -->` ... `<!-- end -->`")
@@ -97,6 +104,30 @@ def _published(published: Published | None) -> str:
     return ", ".join(known) or "no numbers in the text"
 
 
+def speed_table(speed: dict[str, Any]) -> str:
+    """One row a comparison of `scripts/bench models`."""
+    rows = ["| recipe | dropped | against | GMACs | by MACs | by time | time / MACs |", "|---|---|---|---|---|---|---|"]
+    for one in speed["measured"].values():
+        gmacs = {form["name"]: form["gmacs"] for form in one["forms"]}
+        batch = f"{one['num_clips']} clips" if one["unit"] == "clip" else "a stream"
+        for pair in one["speed_ups"]:
+            form, against = pair["form"], pair["against"]
+            versus = f"`{against}`" if form == "dynamic" else f"`{form}` against `{against}`"
+            cost = f"{gmacs[form]:.4g} of {gmacs[against]:.4g} a {one['unit']}"
+            time, share = pair["by_time"]["median"], pair["time_over_macs"]["median"]
+            rows.append(
+                f"| `{one['recipe']}`, {batch} | {one['amount']} | {versus} | {cost} | {pair['by_macs']:.2f} | "
+                f"{time:.2f} | {share:.2f} |"
+            )
+    machine, rounds = speed["machine"], {one["rounds"] for one in speed["measured"].values()}
+    devices = {one["device"] for one in speed["measured"].values()}
+    rounded = ", ".join(f"{number} round{'s' if number > 1 else ''}" for number in sorted(rounds))
+    told = f"{machine['cpu']}, {', '.join(sorted(devices))}, float32, torch {machine['packages']['torch']}"
+    missing = [case.name for case in CASES if case.name not in speed["measured"]]
+    note = f" Not in this run: {', '.join(missing)}." if missing else ""
+    return "\n".join([*rows, "", f"Medians of {rounded}: {told}.{note}"])
+
+
 def main() -> None:
     """Write the tables, or say that they are not up to date."""
     parser = argparse.ArgumentParser(description="Fill the generated tables of README.md.")
@@ -108,7 +139,8 @@ def main() -> None:
         return
     if is_check:
         sys.exit(
-            "README.md: its tables are not those of the data sets and recipes; run `python -m scripts.readme_tables`"
+            "README.md: its tables are not those of the data sets, the recipes and docs/speed.json; "
+            "run `python -m scripts.readme_tables`"
         )
     README.write_text(after, encoding="utf-8")
 

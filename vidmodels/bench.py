@@ -95,7 +95,8 @@ class Measured:
         """What was measured, in a line."""
         calls = f"{self.num_clips} {'stream' if self.unit == 'frame' else 'clip'}{'s' if self.num_clips > 1 else ''}"
         return (
-            f"{self.recipe}, {calls} a call, {self.device}, {self.precision}, {self.rounds} rounds; "
+            f"{self.recipe}, {calls} a call, {self.device}, {self.precision}, "
+            f"{self.rounds} round{'s' if self.rounds > 1 else ''}; "
             f"dropped: {self.amount}"
         )
 

@@ -38,8 +38,8 @@ class Case:
 
 
 CASES = (
-    Case(name="taps", recipe="taps/mini_kinetics_online", num_clips=4),
     Case(name="uni_adafocus", recipe="uni_adafocus/activitynet_p128", num_clips=8),
+    Case(name="taps", recipe="taps/mini_kinetics_online", num_clips=4),
     Case(name="tam", recipe="tam/something_v1_r50_8f", num_clips=4),
     Case(name="rgtp_vitdet", recipe="rgtp_vitdet/imagenet_vid_672_keep196", num_clips=1),
     Case(name="sta", recipe="sta/something_v2_vit_base_r64", num_clips=4),

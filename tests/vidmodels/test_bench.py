@@ -89,10 +89,9 @@ def test_masks_differ_by_clip_or_by_frame_where_they_are_to() -> None:
         return float((gates != gates[:, 3:4]).float().mean()), float((gates != gates[:1]).float().mean())
 
     assert spread("same") == (0, 0)
-    by_frame, by_clip = spread("clip")
-    assert by_frame < 0.2 < by_clip  # the shift brings zeros to the ends of a clip, so some do
-    by_frame, by_clip = spread("frame")
-    assert min(by_frame, by_clip) > 0.25
+    of_clips, of_frames = spread("clip"), spread("frame")
+    assert of_clips[0] < 0.7 * of_frames[0]  # not 0: the shift brings zeros to the ends of a clip
+    assert min(of_clips[1], of_frames[1]) > 0.2
 
 
 def test_given_weights_decide_themselves_which_channels_are_kept() -> None:

@@ -27,7 +27,7 @@ def run_folded(
             gives a tensor of its own or its argument.
     """
     x = frames.contiguous(memory_format=torch.channels_last)
-    x = norms.conv(backbone.conv1, backbone.bn1, x).relu_()
+    x = norms.conv(backbone.conv1, backbone.bn1, x, then="relu")
     if backbone.stem_kind == "conv7_pool":
         x = max_pool2d(x, 3, stride=2, padding=1)
     for blocks in backbone.stages.values():
@@ -37,10 +37,11 @@ def run_folded(
 
 
 def _run_block(block: ResidualBlock, seen: Tensor, x: Tensor, norms: FoldedNorms) -> Tensor:
-    inner = norms.conv(block.conv1, block.bn1, seen).relu_()
-    out = norms.conv(block.conv2, block.bn2, block.temporal(inner))
+    inner = block.temporal(norms.conv(block.conv1, block.bn1, seen, then="relu"))
     if block.shape.layout == "bottleneck":
-        out = norms.conv(block.conv3, block.bn3, out.relu_())
+        out = norms.conv(block.conv3, block.bn3, norms.conv(block.conv2, block.bn2, inner, then="relu"))
+    else:
+        out = norms.conv(block.conv2, block.bn2, inner)
     if block.downsample is not None:
         conv, norm = block.downsample
         assert isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d)  # noqa: S101, PT018

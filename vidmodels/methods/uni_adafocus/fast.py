@@ -8,20 +8,19 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import relu6
 from torchvision.models.mobilenetv2 import InvertedResidual
 
 from vidmodels.backbones.folded_resnet import run_folded
 from vidmodels.backbones.mobilenet_v2 import MobileNetV2, is_shifted
-from vidmodels.layers.folded import FoldedNorms
+from vidmodels.layers.folded import Activation, FoldedNorms
 from vidmodels.layers.temporal_shift import temporal_shift
 from vidmodels.methods.uni_adafocus.model import FocusNetwork
 
 __all__ = ["GLANCE_PIXELS", "FastFocusNetwork", "FastMobileNetV2", "frames_at_once", "join"]
 
 GLANCE_PIXELS = 2**19
-"""Pixels of frames that go through MobileNetV2 at once on a CPU: 10 frames of 224 x 224, 32 of 64 x 64. Of fewer the
-weights are put in order anew too often (2 frames take 1.3 times the time), of more the maps leave the cache."""
+"""Pixels of frames that go through MobileNetV2 at once on a CPU: 10 frames of 224 x 224, 32 of 64 x 64. Fewer
+keep threads waiting at every layer (2 frames take 1.1 times the time), of more the maps leave the cache."""
 FOCUS_PIXELS = 2**18
 """Of patches, through the ResNet: 16 of 128 x 128. Its weights are read again for each part."""
 MAX_FRAMES = 32
@@ -74,11 +73,11 @@ class FastMobileNetV2(MobileNetV2):
     def _layer(self, layer: nn.Module, x: Tensor) -> Tensor:
         """Convolution, norm, ReLU6."""
         conv, norm, _ = layer.children()
-        return relu6(self._conv(conv, norm, x), inplace=True)
+        return self._conv(conv, norm, x, then="relu6")
 
-    def _conv(self, conv: nn.Module, norm: nn.Module, x: Tensor) -> Tensor:
+    def _conv(self, conv: nn.Module, norm: nn.Module, x: Tensor, *, then: Activation = "") -> Tensor:
         assert isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d)  # noqa: S101, PT018
-        return self._norms.conv(conv, norm, x)
+        return self._norms.conv(conv, norm, x, then=then)
 
 
 class FastFocusNetwork(FocusNetwork):
