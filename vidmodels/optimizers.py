@@ -3,8 +3,8 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import timm.optim
 import torch
+from timm.optim import create_optimizer_v2, get_optimizer_class, list_optimizers  # type: ignore[attr-defined]
 from torch import nn
 
 from vidmodels.options import option_faults
@@ -43,11 +43,11 @@ def optimizer_faults(train: Train) -> list[str]:
     if not train.optimizer.startswith(TIMM):
         return []
     name = train.optimizer.removeprefix(TIMM).removeprefix(LOOKAHEAD)
-    known = [str(one) for one in timm.optim.list_optimizers()]
+    known = [str(one) for one in list_optimizers()]
     if name not in known:
         return [f"optimizer: timm has no {name!r}, {suggest(name, known)}"]
     try:
-        kind = timm.optim.get_optimizer_class(name, bind_defaults=False)
+        kind = get_optimizer_class(name, bind_defaults=False)
     except ImportError as error:
         return [f"optimizer: timm's {name} needs a package that is not installed ({error})"]
     except AssertionError as error:  # timm's way to say that APEX and bitsandbytes want a GPU
@@ -70,7 +70,7 @@ def optimizer_faults(train: Train) -> list[str]:
 
 def _of_timm(train: Train, groups: list[dict[str, Any]]) -> torch.optim.Optimizer:
     options: dict[str, Any] = dict(train.optimizer_options)
-    return timm.optim.create_optimizer_v2(
+    return create_optimizer_v2(
         groups,
         opt=train.optimizer.removeprefix(TIMM),
         lr=train.lr,

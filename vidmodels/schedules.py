@@ -3,8 +3,8 @@
 import math
 from typing import Any
 
-import timm.scheduler
 import torch
+from timm.scheduler import create_scheduler_v2  # type: ignore[attr-defined]
 from torch import nn
 
 from vidmodels.options import option_faults
@@ -93,7 +93,7 @@ def _scheduler(train: Train, steps_per_epoch: int) -> tuple[Any, int]:
     options.setdefault("num_epochs", train.epochs - around)
     if train.lr_milestones:
         options["decay_milestones"] = list(train.lr_milestones)
-    scheduler, num_epochs = timm.scheduler.create_scheduler_v2(
+    scheduler, num_epochs = create_scheduler_v2(
         torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=train.lr),
         sched=train.schedule.removeprefix(TIMM),
         min_lr=train.min_lr,
@@ -116,7 +116,7 @@ def schedule_faults(train: Train) -> list[str]:
     what = f"timm's {name}"
     faults = option_faults(
         train.schedule_options,
-        timm.scheduler.create_scheduler_v2,
+        create_scheduler_v2,
         what=what,
         instead=RECIPE_SETTINGS,
         hidden=NOT_SETTINGS,

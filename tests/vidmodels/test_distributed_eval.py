@@ -80,9 +80,9 @@ def check_two_processes(tmp_path: Path, model: Path, data: Path) -> None:
     assert said_by_second == ""
     assert len(said_by_first.splitlines()) == len(said_by_one.splitlines())
     assert without_times(two.with_suffix(".json")) == without_times(one.with_suffix(".json"))
-    predictions = [pd.read_parquet(name.with_suffix(".parquet")) for name in (one, two)]
-    assert len(predictions[0])
-    pd.testing.assert_frame_equal(*predictions, check_exact=True)
+    of_one, of_two = (pd.read_parquet(name.with_suffix(".parquet")) for name in (one, two))
+    assert len(of_one)
+    pd.testing.assert_frame_equal(of_two, of_one, check_exact=True)
 
 
 def test_two_processes_come_to_the_figures_of_one(tmp_path: Path) -> None:

@@ -3,7 +3,7 @@ from typing import Any
 
 import pytest
 import torch
-from timm.scheduler import create_scheduler_v2
+from timm.scheduler import create_scheduler_v2  # type: ignore[attr-defined]
 
 from vidmodels.schedules import TIMM_SCHEDULES, learning_rate_factor, schedule_faults
 from vidmodels.types import Train
