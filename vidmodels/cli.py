@@ -8,6 +8,7 @@ import os
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, suppress
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -550,7 +551,8 @@ def predict(
         from vidmodels.live import watch
 
         run = find_run(checkpoint, recipe=recipe, overrides=overrides or ())
-        predictions = watch(run, webcam, seconds=seconds, every=every, top=top, device=device)
+        to_stderr = partial(typer.echo, err=True)
+        predictions = watch(run, webcam, seconds=seconds, every=every, top=top, device=device, tell=to_stderr)
     else:
         found = find_videos(videos or [])
         run = find_run(checkpoint, recipe=recipe, overrides=overrides or ())
@@ -570,7 +572,6 @@ def _print_predictions(predictions: "Iterator[Prediction]", json_file: Path | No
             lines = sys.stdout if is_stdout else stack.enter_context(json_file.open("w", encoding="utf-8"))
         if is_live:
             stack.enter_context(suppress(KeyboardInterrupt))
-            typer.echo("watching; Ctrl-C ends it", err=True)
         for prediction in predictions:
             num_done += 1
             num_faults += bool(prediction.fault)

@@ -335,13 +335,15 @@ def _translations() -> dict[Callable[..., Any], Callable[..., Any]]:
         return op.ReduceSum(op.Cast(is_below, to=INT64), minus(1), keepdims=0)
 
     def cummax(x: Any, dim: int) -> Any:
-        size = int(x.shape[-1])
-        assert dim in (-1, len(x.shape) - 1)  # noqa: S101 - as the models call it
+        size, order = int(x.shape[dim]), list(range(len(x.shape)))
+        order[dim], order[-1] = order[-1], order[dim]  # its axis to the end, and back again
         is_before = op.Constant(value=onnx.numpy_helper.from_array(np.tri(size, dtype=bool)))
+        x = op.Transpose(x, perm=order)
         first = op.Slice(x, op.Constant(value_ints=[0]), op.Constant(value_ints=[1]), minus(1))
         earlier = op.Where(is_before, op.Unsqueeze(x, minus(2)), op.Unsqueeze(first, minus(2)))
         largest = op.ReduceMax(earlier, minus(1), keepdims=0)
-        return largest, op.ArgMax(earlier, axis=-1, keepdims=0, select_last_index=1)
+        places = op.ArgMax(earlier, axis=-1, keepdims=0, select_last_index=1)
+        return op.Transpose(largest, perm=order), op.Transpose(places, perm=order)
 
     aten = torch.ops.aten
     return {

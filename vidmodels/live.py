@@ -113,6 +113,7 @@ def watch(
     top: int = 5,
     device: str | None = None,
     opening: Callable[[str], AbstractContextManager[Source]] = open_source,
+    tell: Callable[[str], object] | None = None,
 ) -> Iterator[Prediction]:
     """The likeliest classes of the last seconds, for ever, or until a file ends.
 
@@ -124,6 +125,7 @@ def watch(
         top: classes of each.
         device: None takes a GPU where there is one.
         opening: how the source is opened.
+        tell: told in a sentence once it is.
 
     Yields:
         Predictions of the window's central clip and crop, named after the time of its newest frame.
@@ -138,6 +140,8 @@ def watch(
     with opening(name) as source:
         size = window_frames(run.recipe, frame_rate=source.frame_rate, seconds=seconds)
         step = max(1, round(every * source.frame_rate))
+        if tell is not None:
+            tell(f"watching {source.name}, {size / source.frame_rate:.1f} s at a time; Ctrl-C ends it")
         window: deque[Frame] = deque(maxlen=size)
         num_seen = num_new = 0
         is_first = True

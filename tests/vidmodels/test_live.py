@@ -156,7 +156,7 @@ def test_the_command_prints_a_line_for_every_window(
     found = [json.loads(line) for line in (tmp_path / "found.jsonl").read_text().splitlines()]
     assert len(found) == len(printed.out.splitlines()) >= 2
     assert all(len(entry["classes"]) == 2 for entry in found)
-    assert f"{len(found)} predictions" in printed.err
+    assert f"watching {video}, 0.2 s at a time; Ctrl-C ends it\n{len(found)} predictions\n" in printed.err
 
 
 def test_either_videos_or_a_camera(run: Run, video: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -176,4 +176,4 @@ def test_ctrl_c_is_the_usual_end(run: Run, monkeypatch: pytest.MonkeyPatch, caps
     assert call("predict", "--webcam", "0", "--checkpoint", run.weights) == 0
     printed = capsys.readouterr()
     assert printed.out == "   0.5 s  zero 75.0 %\n"
-    assert printed.err == "watching; Ctrl-C ends it\n1 predictions\n"
+    assert printed.err == "1 predictions\n"
