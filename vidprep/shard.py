@@ -739,7 +739,7 @@ def _sweep(units: Sequence[_Unit], job: _Job) -> None:
     Other tasks may be at work on other shards.
     """
     names = {name for unit in units for name in (unit.name, _dali_name(unit), _sidecar(unit))}
-    names |= {f"{job.split}.{suffix}" for suffix in ("json", "parquet", "faults.csv", "wids.json")}
+    names |= {f"{job.split}.{suffix}" for suffix in ("plan.json", "json", "parquet", "faults.csv", "wids.json")}
     job.store.sweep(names)
 
 

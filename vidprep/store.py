@@ -210,13 +210,21 @@ class DiskStore(Store):
 
     def create(self, name: str, content: bytes) -> None:
         whole, target = self.folder / f"{name}.{unique_name()}.part", self.folder / name
-        with self.publish(whole.name) as stream:
-            stream.write(content)
+        try:
+            with self.publish(whole.name) as stream:
+                stream.write(content)
+        except CannotWrite:
+            if target.exists():
+                return  # another run was first, and has swept what this one was writing
+            raise
         with writing(target):
             try:
                 target.hardlink_to(whole)  # which, unlike a rename, never takes the place of a file
             except FileExistsError:
                 pass
+            except FileNotFoundError:
+                if not target.exists():  # else swept, as above
+                    raise
             except OSError as error:
                 if error.errno not in (errno.EPERM, errno.ENOTSUP, errno.ENOSYS):
                     raise
@@ -350,8 +358,8 @@ class ObjectStore(Store):
         return path
 
 
-HALF_WRITTEN = re.compile(r"(.+)\.\d+(?:-[0-9a-f]+)?\.part")
-"""How `engine.publish` calls a file before it has its name."""
+HALF_WRITTEN = re.compile(r"(.+?)(?:\.\d+(?:-[0-9a-f]+)?\.part)+")
+"""How `engine.publish` calls a file before it has its name, and `DiskStore.create` one that is written so."""
 
 
 def _sweep(folder: Path, names: Collection[str]) -> None:

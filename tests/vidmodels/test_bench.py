@@ -201,6 +201,7 @@ def test_a_detector_is_not_measured_in_bfloat16() -> None:
 
 
 @pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_all_methods_are_measured_on_a_gpu() -> None:
     precisions: tuple[Precision, ...] = ("float32", "bf16", "fp16")
     for precision in precisions:

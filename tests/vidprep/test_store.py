@@ -3,7 +3,10 @@ import re
 import sys
 import tomllib
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import IO
 
 import pytest
 
@@ -116,12 +119,45 @@ def test_only_half_written_files_of_the_given_names_are_swept(tmp_path: Path) ->
     for store in (DiskStore(folder=tmp_path), ObjectStore(url=f"memory://{uuid.uuid4().hex}")):
         store.make()
         folder = store.lock_file("lock").parent
-        for name in ("a.tar.17.part", "a.tar.17-0f3c.part", "b.tar.17.part", "a.tar.part", "other"):
+        for name in (
+            "a.tar.17.part",
+            "a.tar.17-0f3c.part",
+            "a.tar.17-0f3c.part.17-1a.part",
+            "b.tar.17.part",
+            "a.tar.part",
+            "other",
+        ):
             (folder / name).touch()
         store.sweep({"a.tar", "lock"})
         left = {path.name for path in folder.iterdir()}
         assert left >= {"b.tar.17.part", "a.tar.part", "other"}
-        assert not left & {"a.tar.17.part", "a.tar.17-0f3c.part"}
+        assert not [name for name in left if name.startswith("a.tar.17")]
+
+
+@pytest.mark.parametrize("swept_at", ["while it is written", "before it has its name"])
+def test_a_file_that_two_runs_create_at_once_stays_that_of_the_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, swept_at: str
+) -> None:
+    store = DiskStore(folder=tmp_path)
+    publish = DiskStore.publish
+
+    @contextmanager
+    def publish_late(store: DiskStore, name: str) -> Iterator[IO[bytes]]:
+        def the_first_run_comes() -> None:
+            (tmp_path / "plan.json").write_bytes(b"first")
+            store.sweep({"plan.json"})
+
+        with publish(store, name) as stream:
+            yield stream
+            if swept_at == "while it is written":
+                the_first_run_comes()
+        if swept_at == "before it has its name":
+            the_first_run_comes()
+
+    monkeypatch.setattr(DiskStore, "publish", publish_late)
+    store.create("plan.json", b"second")
+    assert (tmp_path / "plan.json").read_bytes() == b"first"
+    assert [path.name for path in tmp_path.iterdir()] == ["plan.json"]
 
 
 def test_paths_and_urls_are_told_apart() -> None:
