@@ -258,6 +258,7 @@ def _charts(
             [*macs, *theirs],
             x_label="GMACs per clip",
             y_label=METRICS[metric],
+            y_most=100.0,
             marker_names=MARKER_NAMES,
         ),
         page.scatter_chart(
@@ -265,6 +266,7 @@ def _charts(
             times,
             x_label="ms per clip",
             y_label=METRICS[metric],
+            y_most=100.0,
             marker_names=MARKER_NAMES,
         ),
     ]
@@ -274,6 +276,7 @@ def _charts(
             _exit_series(curve, entry, metric, colour=colours[entry.name], against_time=True),
             x_label=f"{curve.clock} per video, network only",
             y_label=METRICS[metric],
+            y_most=100.0,
             marker_names=MARKER_NAMES,
         )
         for curve, entry in exits

@@ -93,6 +93,7 @@ def _charts(group: Sequence[ScoredStream], published: Sequence[Recipe], *, num_t
                 [*series, *theirs],
                 x_label="ms per frame" if against_time else "GMACs per frame",
                 y_label=METRICS["map50"],
+                y_most=100.0,
                 marker_names=MARKER_NAMES,
             )
         )

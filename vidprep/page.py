@@ -10,7 +10,7 @@ import math
 import os
 import platform
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, get_args
@@ -253,7 +253,13 @@ class Series:
 
 
 def scatter_chart(
-    title: str, series: Sequence[Series], *, x_label: str, y_label: str, marker_names: dict[Marker, str] | None = None
+    title: str,
+    series: Sequence[Series],
+    *,
+    x_label: str,
+    y_label: str,
+    y_most: float = math.inf,
+    marker_names: dict[Marker, str] | None = None,
 ) -> Markup:
     """Points with their names in a legend; a dotted line is the front: nothing measured is better and takes less.
 
@@ -264,6 +270,7 @@ def scatter_chart(
         series: at least one point in all; of those without points only the name would show, and they are left out.
         x_label: what is spent, with its unit.
         y_label: what it gives, with its unit.
+        y_most: what it can be at the most; the axis is labelled up to there.
         marker_names: what the shapes of the marks mean.
     """
     series = [one for one in series if one.points]
@@ -272,7 +279,7 @@ def scatter_chart(
     highs = [point.x if point.x_high is None else point.x_high for point in points]
     x_axis = _Axis.around(min(lows), max(highs), LEFT, WIDTH - RIGHT, may_be_logarithmic=True)
     values = [point.y for point in points]
-    y_axis = _Axis.around(min(values), max(values), HEIGHT - BOTTOM, TOP)
+    y_axis = replace(_Axis.around(min(values), max(values), HEIGHT - BOTTOM, TOP), last_tick=y_most)
     parts = [_axes(x_axis, y_axis, x_label, y_label)]
     front = _front([point for one in series if not one.is_hollow for point in one.points])
     if len(front) > 1:
@@ -446,6 +453,7 @@ class _Axis:
     is_logarithmic: bool = False
     least_step: float = 0.0
     """Between two ticks; 1 for what is counted."""
+    last_tick: float = math.inf
 
     @staticmethod
     def around(low: float, high: float, start: float, end: float, *, may_be_logarithmic: bool = False) -> "_Axis":
@@ -476,7 +484,7 @@ class _Axis:
                     break
             return found
         step = max(_round_step((self.high - self.low) / 6), self.least_step)
-        first, last = math.ceil(self.low / step - 1e-9), math.floor(self.high / step + 1e-9)
+        first, last = math.ceil(self.low / step - 1e-9), math.floor(min(self.high, self.last_tick) / step + 1e-9)
         return [number * step for number in range(first, last + 1)]
 
 

@@ -92,6 +92,12 @@ def test_any_values_give_an_axis_with_round_ticks(values: list[float]) -> None:
         assert page.TOP <= y <= page.HEIGHT - page.BOTTOM
 
 
+def test_no_tick_lies_above_what_a_value_can_be() -> None:
+    of = page.scatter_chart("title", [series((1, 100), (2, 100))], x_label="GMACs", y_label="top-1 (%)", y_most=100.0)
+    ticks = [text.text for text in drawing(of).iter("text") if text.get("text-anchor") == "end"]
+    assert max(float(text) for text in ticks if text) == 100
+
+
 def test_a_histogram_counts_every_value_once() -> None:
     values = [0.1, 0.2, 0.25, 3.0, 9.99, 10.0]
     of = page.histogram("title", values, x_label="duration", unit="s", counted="videos")
