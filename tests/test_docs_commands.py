@@ -71,8 +71,10 @@ RULES = (
     Rule(begins=r"vidprep extract --dataset folder", world="clips"),
     Rule(begins=r"vidprep shard --dataset toy --data-root ROOT", world="toy"),
     Rule(begins=r"vidprep shard --dataset toy_detection", world="toy_detection"),
-    Rule(begins=r"vidprep shard --dataset activitynet .*--from frames", world="extracted"),
-    Rule(begins=r"vidprep shard --dataset kinetics400 --data-root CLIPS", world="kinetics400 clips"),
+    Rule(begins=r"vidprep shard --dataset activitynet .*--from frames", world="extracted", status=SOME_MISSING),
+    Rule(
+        begins=r"vidprep shard --dataset kinetics400 --data-root CLIPS", world="kinetics400 clips", status=SOME_MISSING
+    ),
     Rule(begins=r"vidprep extract --dataset kinetics400 .*--retry", world="kinetics400", status=SOME_MISSING),
     Rule(begins=r"vidprep download something_v2 --data-root ROOT$", world="empty", status=(1,)),
     Rule(begins=r"vidprep download {dataset} .*--from", world="{dataset} archives"),
@@ -84,7 +86,7 @@ RULES = (
     ),
     Rule(begins=r"vidmodels (list|show) ?[\w/]*$", is_quick=True),
     Rule(begins=r"vidmodels cost "),
-    Rule(begins=r"vidmodels bench taps/toy --checkpoint RUN", world="runs", added=("--rounds", "1")),
+    Rule(begins=r"vidmodels bench taps/toy --checkpoint RUN1", world="runs", added=("--rounds", "1")),
     Rule(begins=r"vidmodels bench (sta|taps)/toy", added=("--rounds", "1")),
     Rule(begins=r"vidmodels train rgtp_vitdet", world="detection", added=DETECTOR),
     Rule(begins=r"vidmodels (eval|show|detect|report) .*(runs/toy|boxes\.mp4)", world="detection"),
@@ -92,6 +94,7 @@ RULES = (
     Rule(begins=r"vidmodels train .*--cache", world="runs", added=TRAIN),
     Rule(begins=r"vidmodels train .*--data", world="clips", added=TRAIN),
     Rule(begins=r"vidmodels cache rgtp_vivit/toy_keep_02", world="runs"),
+    Rule(begins=r"vidmodels predict --webcam clip.mp4", world="runs", added=("--seconds", "1")),
     Rule(begins=r"vidmodels (predict|show)\b|vidmodels \w+ .*(RUN|runs/)", world="runs"),
     Rule(begins=r"vidmodels verify (tests/golden/\w+|GOLDEN)", world="checkout"),
     Rule(begins=r"torchrun --nproc-per-node 2 -m vidmodels.cli train", world="clips", added=TRAIN),
@@ -208,6 +211,9 @@ class Worlds:
             for label, path in (("left", one), ("right", other)):
                 (folder / name / label).mkdir(parents=True)
                 shutil.copy(path, folder / name / label)
+        for name in ("CLIPS", "more/below"):
+            (folder / name).mkdir(parents=True)
+            shutil.copy(one, folder / name)
         (folder / "folder").mkdir()
         shutil.copy(other, folder / "folder")
         shutil.copy(one, folder / "clip.mp4")
