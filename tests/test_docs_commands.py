@@ -232,7 +232,6 @@ class Worlds:
             line = f"vidmodels train {method} --recipe {short} --data SHARDS --out runs/{name}"
             status, said = run(*line.split(), *TRAIN, folder=folder)
             assert status == 0, said
-        (folder / "runs" / "rgtp").symlink_to("vivit")
         for name, other in (("RUN", "uni_adafocus"), ("RUN1", "taps"), ("RUN2", "dense")):
             (folder / name).symlink_to(f"runs/{other}")
 
