@@ -292,6 +292,7 @@ def run_block(block: Block, worlds: Worlds, run_it: Run, tmp_path: Path, *, only
             folder = folders[world]
         words = [_existing(word, folder) for word in command.words]
         status, said = run_it(*words, *rule.added, folder=folder)
+        assert "0 samples in 0 shards" not in said, command.line
         assert status in rule.status, f"{command.line}\nstatus {status}\n{said[-2000:]}"
 
 
