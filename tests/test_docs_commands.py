@@ -94,7 +94,7 @@ RULES = (
     Rule(begins=r"vidmodels train .*--cache", world="runs", added=TRAIN),
     Rule(begins=r"vidmodels train .*--data", world="clips", added=TRAIN),
     Rule(begins=r"vidmodels cache rgtp_vivit/toy_keep_02", world="runs"),
-    Rule(begins=r"vidmodels predict --webcam clip.mp4", world="runs", added=("--seconds", "1")),
+    Rule(begins=r"vidmodels predict --webcam clip.mp4", world="runs", added=("--checkpoint", "RUN1", "--seconds", "1")),
     Rule(begins=r"vidmodels (predict|show)\b|vidmodels \w+ .*(RUN|runs/)", world="runs"),
     Rule(begins=r"vidmodels verify (tests/golden/\w+|GOLDEN)", world="checkout"),
     Rule(begins=r"torchrun --nproc-per-node 2 -m vidmodels.cli train", world="clips", added=TRAIN),
