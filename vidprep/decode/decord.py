@@ -22,7 +22,7 @@ class DecordReader:
     """A video read by `decord.VideoReader(num_threads=1)`: for comparison with code that used it.
 
     Known to differ from a plain decode: wrong frames near the key frames of open GOPs, at times a wrong last frame
-    and always meaningless times of H.264 in AVI; no AV1, no WebM without a duration. Use "pyav" instead.
+    and always meaningless times of AVI; no AV1, no WebM without a duration. Use "pyav" instead.
 
     Raises:
         MissingPackage: decord is not installed.
